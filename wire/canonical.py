@@ -1,0 +1,136 @@
+r"""Canonical stored bytes of commits and snapshots (protocol §2): ``commit <size>\\0<json>``.
+
+JSON cannot say everything msgpack can. A byte string inside a free-form value is written as
+``{"$bytes": "<base64>"}``; a real map with one key that starts with ``$`` gets one more ``$``, so that reading
+back is exact. What neither can say (NaN, extension types, keys that are not text) is refused at the door.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Mapping
+
+from wire.errors import malformed
+from wire.ids import Kind
+from wire.limits import DEFAULT_LIMITS, Limits
+
+_BYTES_KEY = "$bytes"
+
+
+def canonical_bytes(kind: Kind, record: Mapping[str, object], limits: Limits = DEFAULT_LIMITS) -> bytes:
+    """Write a record in its stored form.
+
+    Raises:
+        Refusal: ``malformed`` when a value has no JSON form or is nested deeper than the limit.
+    """
+    try:
+        text = json.dumps(
+            _to_json(record, limits.nesting_depth),
+            sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False,
+        ).encode("utf-8")  # fmt: skip
+    except UnicodeEncodeError:
+        raise malformed(f"the {kind.value} record holds text that is not valid UTF-8") from None
+    return b"%s %d\0" % (kind.value.encode(), len(text)) + text
+
+
+def parse_canonical(stored: bytes) -> tuple[Kind, dict[str, object]]:
+    """Read stored bytes back to the kind and record; raises ``malformed`` when they are damaged."""
+    head, nul, text = stored.partition(b"\0")
+    name, _, size = head.partition(b" ")
+    try:
+        kind = Kind(name.decode("ascii"))
+    except (UnicodeDecodeError, ValueError):
+        raise malformed("stored record has no known kind") from None
+    if not nul or size != str(len(text)).encode():
+        raise malformed(f"stored {kind.value} record is cut or padded")
+    record = _from_json(_loads(text, f"stored {kind.value} record"))
+    if not isinstance(record, dict):
+        raise malformed(f"stored {kind.value} record is not a map")
+    return kind, record
+
+
+def parse_json(text: bytes, what: str) -> object:
+    """Read JSON from a peer: no duplicate keys, no NaN, bounded nesting; raises ``malformed``."""
+    return _loads(text, what)
+
+
+def check_plain_value(value: object, limits: Limits = DEFAULT_LIMITS) -> None:
+    """Refuse a free-form value that has no canonical form, before anything is stored."""
+    _to_json(value, limits.nesting_depth)
+
+
+def unique_map(pairs: list[tuple[object, object]]) -> dict[str, object]:
+    """Build a map from decoded pairs; refuses duplicate and non-text keys (threat T9)."""
+    result: dict[str, object] = {}
+    for key, value in pairs:
+        if not isinstance(key, str):
+            raise malformed("a map key is not text")
+        result[key] = value
+    if len(result) != len(pairs):
+        raise malformed("a map has the same key twice")
+    return result
+
+
+def _refuse_constant(name: str) -> object:
+    raise malformed(f"{name} is not a number that can be stored")
+
+
+def _loads(text: bytes, what: str) -> object:
+    try:
+        value: object = json.loads(text, object_pairs_hook=unique_map, parse_constant=_refuse_constant)
+        if b"\\u" in text:  # an escape may spell half a surrogate pair, which is no text
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError):
+        raise malformed(f"{what} is not valid JSON") from None
+    return value
+
+
+def _to_json(value: object, depth: int) -> object:
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise malformed("NaN and infinity cannot be stored")
+        return value
+    if depth <= 0:
+        raise malformed("a value is nested too deeply")
+    if isinstance(value, bytes | bytearray | memoryview):
+        return {_BYTES_KEY: base64.b64encode(value).decode("ascii")}
+    if isinstance(value, list | tuple):
+        return [_to_json(item, depth - 1) for item in value]
+    if isinstance(value, Mapping):
+        result: dict[str, object] = {}
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise malformed("a map key is not text")
+            result[key] = _to_json(item, depth - 1)
+        if len(result) == 1:
+            key, item = next(iter(result.items()))
+            if key.startswith("$"):
+                return {"$" + key: item}
+        return result
+    raise malformed(f"a value of type {type(value).__name__} cannot be stored")
+
+
+def _from_json(value: object) -> object:
+    if isinstance(value, list):
+        return [_from_json(item) for item in value]
+    if isinstance(value, dict):
+        if len(value) == 1:
+            key, item = next(iter(value.items()))
+            if key == _BYTES_KEY:
+                return _decode_bytes(item)
+            if key.startswith("$"):
+                return {key[1:]: _from_json(item)}
+        return {key: _from_json(item) for key, item in value.items()}
+    return value
+
+
+def _decode_bytes(item: object) -> bytes:
+    try:
+        return base64.b64decode(str(item), validate=True)
+    except binascii.Error:
+        raise malformed("stored byte string is not base64") from None

@@ -1,0 +1,52 @@
+"""Every limit of the protocol, named (protocol §12). Each is a setting of the same name under ``[limits]``.
+
+Sizes are in bytes, counts are plain numbers. A comment gives the precedent where the number is not
+protocol §12's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one peer may ask of the other. The defaults are those of protocol §12."""
+
+    object_frame_bytes: int = 50 * MIB
+    """Largest object in one ``O`` frame, on the wire and inflated; a larger one travels by ``OC``."""
+    object_bytes: int = 5 * GIB
+    """Largest object by ``OC`` chunks or mpack, inflated."""
+    object_chunk_bytes: int = MIB
+    """Largest content of one ``OC`` frame (protocol §5)."""
+    mpack_bytes: int = 512 * MIB
+    """Largest mpack or bundle."""
+    objects_per_push: int = 500_000
+    commits_per_push: int = 50_000
+    manifest_entries: int = 1_000_000
+    manifest_text_bytes: int = 128 * MIB
+    """Path bytes of one manifest: a million paths of ordinary length (git's own trees average under 60)."""
+    inflated_push_bytes: int = 4 * GIB
+    """All inflated object bytes of one push."""
+    delta_bytes: int = 16 * MIB
+    """Largest base and result of a ``delta+…`` object: both are held in memory."""
+    zstd_window_bytes: int = 8 * MIB
+    """RFC 8878 §3.1.1.1.2 asks decoders to support 8 MiB and lets them refuse more."""
+    record_bytes: int = 2 * MIB
+    """One commit record, or one value of a snapshot record outside its path lists."""
+    path_bytes: int = 4096
+    """PATH_MAX of Linux."""
+    path_component_bytes: int = 255
+    """NAME_MAX of Linux, NTFS and APFS."""
+    branch_name_bytes: int = 255
+    negotiate_ids: int = 1_000
+    """``want`` or ``have`` ids of one request by a current client."""
+    nesting_depth: int = 64
+    """Depth of free-form values (``structured_delta``, unknown fields)."""
+
+
+DEFAULT_LIMITS = Limits()

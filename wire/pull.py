@@ -1,0 +1,243 @@
+"""A pull parser over msgpack bytes that arrive in pieces, with every limit of the C decoder set.
+
+Frames and bundles are maps whose large members (an object's content, a manifest) must never be held whole. So
+the map is walked token by token: small values come out of the C decoder at once, byte strings can be taken in
+pieces, and the long lists of records and paths are walked element by element. All walking is written as
+generators that yield when bytes run out, which keeps this layer free of I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import TypeVar
+
+import msgpack
+
+from wire.canonical import unique_map
+from wire.errors import Code, Refusal, malformed
+from wire.limits import DEFAULT_LIMITS, KIB, Limits
+
+T = TypeVar("T")
+Walk = Generator[None, None, T]
+"""A step of parsing: yields whenever it needs more bytes, returns its result."""
+
+FEED_BYTES = 64 * KIB
+"""Feed at most this much at a time; the buffer is sized for one value and one feed."""
+MAP_MEMBERS = 64
+"""Members of a frame or record map: the widest record of protocol §1 has 24."""
+_BIN_HEADER_BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4}
+_NIL = 0xC0
+
+
+class PullParser:
+    """Take msgpack tokens from bytes fed in pieces; useless after the first error."""
+
+    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
+        value_bytes = limits.record_bytes
+        self.limits = limits
+        self._fed = 0
+        self._unpacker = msgpack.Unpacker(
+            raw=False, strict_map_key=True, object_pairs_hook=unique_map, ext_hook=_refuse_extension,
+            max_buffer_size=value_bytes + 2 * FEED_BYTES, max_str_len=value_bytes, max_bin_len=value_bytes,
+            max_array_len=value_bytes, max_map_len=value_bytes // 2, max_ext_len=0,
+        )  # fmt: skip
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """Add at most :data:`FEED_BYTES` bytes, after every token of the earlier ones was taken."""
+        try:
+            self._unpacker.feed(data)
+            self._fed += len(data)
+        except msgpack.BufferFull:
+            raise Refusal(
+                Code.TOO_LARGE, f"one value of a record is larger than {self.limits.record_bytes} bytes"
+            ) from None
+
+    @property
+    def consumed(self) -> int:
+        """Bytes taken so far."""
+        return int(self._unpacker.tell())
+
+    @property
+    def buffered(self) -> int:
+        """Bytes fed and not yet taken."""
+        return self._fed - self.consumed
+
+    def map_header(self) -> Walk[int]:
+        """Take a map's header: the number of members."""
+        count: int = yield from self._take(self._unpacker.read_map_header)
+        return count
+
+    def array_header(self) -> Walk[int]:
+        """Take an array's header: the number of elements."""
+        count: int = yield from self._take(self._unpacker.read_array_header)
+        return count
+
+    def value(self) -> Walk[object]:
+        """Take one whole small value."""
+        return (yield from self._take(self._unpacker.unpack))
+
+    def key(self, seen: set[str]) -> Walk[str]:
+        """Take a member's key; refuses one that is not text or that this map had already."""
+        key = yield from self.value()
+        if not isinstance(key, str):
+            raise malformed("a map key is not text")
+        if key in seen:
+            raise malformed(f"a map has the key {key[:40]!a} twice")
+        seen.add(key)
+        return key
+
+    def binary_header(self) -> Walk[int]:
+        """Take the header of a byte string whose bytes are then taken with :meth:`piece`."""
+        kind = (yield from self.exactly(1))[0]
+        width = _BIN_HEADER_BYTES.get(kind)
+        if width is None:
+            raise malformed("a content is not a byte string")
+        return int.from_bytes((yield from self.exactly(width)), "big")
+
+    def piece(self, most: int) -> Walk[bytes]:
+        """Take between 1 and ``most`` bytes of a byte string."""
+        while True:
+            data = self._unpacker.read_bytes(most)
+            if data:
+                return bytes(data)
+            yield
+
+    def binary(self, most: int, what: str) -> Walk[bytes]:
+        """Take a whole byte string of at most ``most`` bytes."""
+        size = yield from self.binary_header()
+        if size > most:
+            raise Refusal(Code.TOO_LARGE, f"{what} has {size} bytes, the limit is {most}")
+        return (yield from self.exactly(size))
+
+    def member_list(self, most: int, what: str) -> Walk[int]:
+        """Take the header of a list of records."""
+        count = yield from self.array_header()
+        if count > most:
+            raise Refusal(Code.TOO_LARGE, f"{what} has {count} entries, the limit is {most}")
+        return count
+
+    def snapshot_like(self) -> Walk[dict[str, object]]:
+        """Take a snapshot or delta record; its path maps and lists are walked entry by entry."""
+        record: dict[str, object] = {}
+        seen: set[str] = set()
+        for _ in range((yield from self._members())):
+            key = yield from self.key(seen)
+            if key in {"manifest", "delta_upsert", "delta_add"}:
+                record[key] = yield from self._path_map(key)
+            elif key in {"delta_remove", "directories"}:
+                record[key] = yield from self._path_list(key)
+            else:
+                record[key] = yield from self.value()
+        return record
+
+    def _members(self) -> Walk[int]:
+        count = yield from self.map_header()
+        if count > MAP_MEMBERS:
+            raise malformed(f"a record has {count} members")
+        return count
+
+    def _path_map(self, what: str) -> Walk[dict[str, object] | None]:
+        count = yield from self._container(what, fixed=0x80, wide=0xDE)
+        if count is None:
+            return None
+        unpack, size = self._unpacker.unpack, 0
+        result: dict[str, object] = {}
+        for _ in range(count):
+            try:
+                path = unpack()
+            except msgpack.OutOfData:
+                path = yield from self.value()
+            except _DECODE_ERRORS as error:
+                raise _damaged(error) from None
+            oid = yield from self.value()
+            if not isinstance(path, str):
+                raise malformed(f"a path in {what} is not text")
+            if not isinstance(oid, str):
+                raise malformed(f"an object id in {what} is not text")
+            size += self._path_size(path)
+            if size > self.limits.manifest_text_bytes:
+                raise Refusal(Code.TOO_LARGE, f"{what} has more than {self.limits.manifest_text_bytes} bytes of paths")
+            result[path] = oid
+        if len(result) != count:
+            raise malformed(f"{what} names a path twice")
+        return result
+
+    def _path_list(self, what: str) -> Walk[list[object] | None]:
+        count = yield from self._container(what, fixed=0x90, wide=0xDC)
+        if count is None:
+            return None
+        result: list[object] = []
+        size = 0
+        for _ in range(count):
+            path = yield from self.value()
+            if not isinstance(path, str):
+                raise malformed(f"a path in {what} is not text")
+            size += self._path_size(path)
+            if size > self.limits.manifest_text_bytes:
+                raise Refusal(Code.TOO_LARGE, f"{what} has more than {self.limits.manifest_text_bytes} bytes of paths")
+            result.append(path)
+        return result
+
+    def _path_size(self, path: str) -> int:
+        if len(path) > self.limits.path_bytes:
+            raise Refusal(Code.UNSAFE_PATH, f"a path of {len(path)} characters, the limit is {self.limits.path_bytes}")
+        return len(path)
+
+    def _container(self, what: str, *, fixed: int, wide: int) -> Walk[int | None]:
+        """Take the header of a map or array that may also be nil; ``None`` for nil."""
+        first = (yield from self.exactly(1))[0]
+        if first == _NIL:
+            return None
+        if first & 0xF0 == fixed:
+            return first & 0x0F
+        if first not in {wide, wide + 1}:
+            raise malformed(f"{what} has the wrong type")
+        count = int.from_bytes((yield from self.exactly(2 if first == wide else 4)), "big")
+        if count > self.limits.manifest_entries:
+            raise Refusal(Code.TOO_LARGE, f"{what} has {count} entries, the limit is {self.limits.manifest_entries}")
+        return count
+
+    def exactly(self, count: int) -> Walk[bytes]:
+        """Take exactly ``count`` raw bytes."""
+        parts: list[bytes] = []
+        while count:
+            part = yield from self.piece(count)
+            if len(part) == count and not parts:
+                return part
+            parts.append(part)
+            count -= len(part)
+        return b"".join(parts)
+
+    def _take(self, read: Callable[[], T]) -> Walk[T]:
+        while True:
+            try:
+                return read()
+            except msgpack.OutOfData:
+                yield
+            except _DECODE_ERRORS as error:
+                raise _damaged(error) from None
+
+
+_DECODE_ERRORS = (msgpack.FormatError, msgpack.StackError, msgpack.ExtraData, ValueError, TypeError, OverflowError)
+
+
+def _damaged(error: Exception) -> Refusal:
+    if isinstance(error, Refusal):
+        return error
+    return malformed(f"the msgpack bytes are damaged ({type(error).__name__})")
+
+
+def _refuse_extension(_code: int, _data: bytes) -> object:
+    raise malformed("msgpack extension types have no meaning here")
+
+
+def unpack_whole(data: bytes, what: str) -> object:
+    """Decode one small, complete msgpack value (a control body, a record of an mpack section)."""
+    try:
+        return msgpack.unpackb(
+            data, raw=False, strict_map_key=True, object_pairs_hook=unique_map, ext_hook=_refuse_extension,
+            max_str_len=len(data), max_bin_len=len(data), max_array_len=len(data), max_map_len=len(data),
+            max_ext_len=0,
+        )  # fmt: skip
+    except _DECODE_ERRORS:
+        raise malformed(f"{what} is not valid msgpack") from None

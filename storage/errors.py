@@ -1,0 +1,48 @@
+"""What can go wrong below: broken infrastructure and damaged bytes, never a client's mistake.
+
+Each backend says which of its errors are temporary; only those may be retried. An absent object is its own
+class and is never made out of another error.
+"""
+
+from __future__ import annotations
+
+
+class StorageError(Exception):
+    """Base of everything the storage floor raises on its own."""
+
+    temporary = False
+    """Whether the same call may succeed a moment later."""
+
+
+class ObjectMissing(StorageError):
+    """The store answered, and it does not have this key."""
+
+
+class ObjectDamaged(StorageError):
+    """The bytes are there and are not what was written: torn, cut or flipped."""
+
+
+class StoreUnavailable(StorageError):
+    """The object store could not do it: timeout, throttling, I/O error, missing rights."""
+
+    def __init__(self, message: str, *, temporary: bool = True) -> None:
+        super().__init__(message)
+        self.temporary = temporary
+
+
+class StoreFull(StorageError):
+    """The object store has no room."""
+
+
+class IndexUnavailable(StorageError):
+    """The index could not do it now: connection lost, pool exhausted, statement timeout, fail-over."""
+
+    temporary = True
+
+
+class SchemaMismatch(StorageError):
+    """The database's schema is not one this version can work with."""
+
+
+class StaleTicket(StorageError):
+    """A newer attempt of the same push has begun, or the push has its verdict."""

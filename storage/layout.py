@@ -1,0 +1,98 @@
+"""Where an object's bytes are: keys of the object store, and the ``storage_uri`` that names a place.
+
+One file per key. Blobs of the two id schemes never share a key: a plain blob may have the very bytes whose
+hash is another blob's typed id.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from wire.ids import Kind, Scheme, hasher_for
+
+_KEY = re.compile(r"(?:[a-z0-9][a-z0-9._-]*/)*[a-z0-9][a-z0-9._-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one blob's content lies."""
+
+    object_id: bytes
+    size: int
+    """Length of the content in bytes."""
+    pack_id: bytes | None
+    """SHA-256 of the pack that holds it, or ``None`` for a loose object."""
+    offset: int
+    """Of the content within the pack; 0 for a loose object."""
+
+    def key(self, scheme: Scheme) -> str:
+        """Give the store key to read from."""
+        return loose_key(self.object_id, scheme) if self.pack_id is None else pack_key(self.pack_id)
+
+    def storage_uri(self, scheme: Scheme, base: str = "file:///") -> str:
+        """Name the place (protocol §2); ``base`` is the store's own prefix."""
+        if self.pack_id is not None:
+            return f"mpack://sha256:{self.pack_id.hex()}"
+        return base + loose_key(self.object_id, scheme)
+
+
+def loose_key(object_id: bytes, scheme: Scheme) -> str:
+    """Key of a loose blob."""
+    text = object_id.hex()
+    return f"objects/{scheme.value}/{text[:2]}/{text[2:]}"
+
+
+def pack_key(pack_id: bytes) -> str:
+    """Key of a pack of blobs."""
+    return f"packs/{pack_id.hex()}.mpack"
+
+
+def record_pack_key(pack_id: bytes) -> str:
+    """Key of a pack of canonical commits and snapshots."""
+    return f"records/{pack_id.hex()}.mpack"
+
+
+def fetch_pack_key(mpack_id: bytes) -> str:
+    """Key of an assembled answer to a fetch; a cache entry, never the truth."""
+    return f"fetch/{mpack_id.hex()}.mpack"
+
+
+def check_key(key: str) -> str:
+    """Guard a backend against keys that are not of this module's making; raises ``ValueError``."""
+    if not _KEY.fullmatch(key) or ".." in key:
+        raise ValueError(f"not a store key: {key!r}")
+    return key
+
+
+class Verifier:
+    """Checks content that arrives in pieces against what its key promises."""
+
+    def __init__(self, expected: str | None, scheme: Scheme, size: int) -> None:
+        self._expected = expected
+        self._hasher = hasher_for(Kind.BLOB, size, scheme)
+
+    def update(self, piece: bytes) -> None:
+        """Take the next bytes."""
+        self._hasher.update(piece)
+
+    def matches(self) -> bool:
+        """Tell whether the whole content is right; a key that promises nothing is always right."""
+        return self._expected is None or self._hasher.hexdigest() == self._expected
+
+
+def verifier(key: str, size: int) -> Verifier:
+    """Make a verifier for the whole content, ``size`` bytes, of a key."""
+    parts = key.split("/")
+    if parts[0] == "objects" and len(parts) == 4:
+        return Verifier(parts[2] + parts[3], Scheme(parts[1]), size)
+    if parts[0] in {"packs", "records", "fetch"} and len(parts) == 2:
+        return Verifier(parts[1].partition(".")[0], Scheme.PLAIN, size)
+    return Verifier(None, Scheme.PLAIN, size)
+
+
+def content_matches(key: str, content: bytes) -> bool:
+    """Tell whether whole content read from a key is what the key promises."""
+    check = verifier(key, len(content))
+    check.update(content)
+    return check.matches()

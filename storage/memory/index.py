@@ -1,0 +1,344 @@
+"""The ``Index`` port over dictionaries. Each operation is one step without a checkpoint: a transaction."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import trio
+
+from storage.errors import StaleTicket
+from storage.layout import Place
+from storage.memory.tables import PushEntry, Tables
+from storage.rows import (
+    BranchLogEntry,
+    BranchMove,
+    CommitRow,
+    Known,
+    MoveResult,
+    NewRepository,
+    Outcome,
+    PushRecord,
+    PushState,
+    PushTicket,
+    Repository,
+    RepositorySettings,
+    Right,
+    SnapshotRef,
+    SnapshotRow,
+    StoredBlob,
+    Token,
+    Visibility,
+)
+from wire.graph import CommitFacts
+from wire.ids import Scheme
+
+
+class MemoryIndex:
+    """See ``storage.index.Index`` for what each operation promises."""
+
+    def __init__(self, tables: Tables | None = None) -> None:
+        self.tables = tables or Tables()
+        self._listeners: dict[str, list[trio.MemorySendChannel[str]]] = {}
+
+    async def ping(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def notify(self, channel: str, payload: str) -> None:
+        await trio.lowlevel.checkpoint()
+        for listener in self._listeners.get(channel, []):
+            listener.send_nowait(payload)
+
+    @asynccontextmanager
+    async def listen(self, channel: str) -> AsyncIterator[AsyncIterator[str]]:
+        await trio.lowlevel.checkpoint()
+        send, receive = trio.open_memory_channel[str](math.inf)
+        self._listeners.setdefault(channel, []).append(send)
+        try:
+            yield receive
+        finally:
+            self._listeners[channel].remove(send)
+
+    async def create_token(self, token: Token) -> None:
+        await trio.lowlevel.checkpoint()
+        self.tables.tokens.setdefault(token.token_id, token)
+
+    async def revoke_token(self, token_id: uuid.UUID, at: dt.datetime) -> bool:
+        await trio.lowlevel.checkpoint()
+        token = self.tables.tokens.get(token_id)
+        if token is None or token.revoked_at is not None:
+            return False
+        self.tables.tokens[token_id] = replace(token, revoked_at=at)
+        return True
+
+    async def find_token(self, token_hash: bytes) -> Token | None:
+        await trio.lowlevel.checkpoint()
+        return next((t for t in self.tables.tokens.values() if t.token_hash == token_hash), None)
+
+    async def list_tokens(self, handle: str | None) -> list[Token]:
+        await trio.lowlevel.checkpoint()
+        found = [t for t in self.tables.tokens.values() if handle in {None, t.handle}]
+        return sorted(found, key=lambda t: (-t.created_at.timestamp(), t.token_id))
+
+    async def secret(self, name: str, candidate: bytes) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return self.tables.secrets.setdefault(name, candidate)
+
+    async def create_repository(self, new: NewRepository) -> Repository | None:
+        await trio.lowlevel.checkpoint()
+        found = self.tables.repository_named(new.owner, new.slug)
+        if found is not None:
+            return found if found.repo_id == new.repo_id else None
+        number = self.tables.next_number()
+        made = Repository(
+            number, new.repo_id, new.owner, new.slug, new.visibility, None, new.default_branch, new.domain,
+            new.settings, new.created_at,
+        )  # fmt: skip
+        self.tables.repositories[number] = made
+        return made
+
+    async def find_repository(self, owner: str, slug: str) -> Repository | None:
+        await trio.lowlevel.checkpoint()
+        return self.tables.repository_named(owner, slug)
+
+    async def list_repositories(self, handle: str | None, everything: bool = False) -> list[Repository]:
+        await trio.lowlevel.checkpoint()
+        tables = self.tables
+        found = [
+            r
+            for r in tables.repositories.values()
+            if everything
+            or r.visibility is Visibility.PUBLIC
+            or (handle is not None and (r.owner == handle or (r.number, handle) in tables.collaborators))
+        ]
+        return sorted(found, key=lambda r: (r.owner, r.slug))
+
+    async def update_repository(
+        self, number: int, visibility: Visibility, settings: RepositorySettings, default_branch: str
+    ) -> bool:
+        await trio.lowlevel.checkpoint()
+        found = self.tables.repositories.get(number)
+        if found is None:
+            return False
+        self.tables.repositories[number] = replace(
+            found, visibility=visibility, settings=settings, default_branch=default_branch
+        )
+        return True
+
+    async def delete_repository(self, number: int, at: dt.datetime) -> bool:  # noqa: ARG002 - the port's
+        await trio.lowlevel.checkpoint()
+        return self.tables.repositories.pop(number, None) is not None
+
+    async def set_collaborator(self, number: int, handle: str, right: Right) -> None:
+        await trio.lowlevel.checkpoint()
+        if right is Right.NONE:
+            self.tables.collaborators.pop((number, handle), None)
+        else:
+            self.tables.collaborators[number, handle] = right
+
+    async def collaborator_right(self, number: int, handle: str) -> Right:
+        await trio.lowlevel.checkpoint()
+        return self.tables.collaborators.get((number, handle), Right.NONE)
+
+    async def branch_heads(self, number: int) -> dict[str, bytes]:
+        await trio.lowlevel.checkpoint()
+        return dict(sorted(self.tables.branches[number].items()))
+
+    async def branch_log(self, number: int, branch: str) -> list[BranchLogEntry]:
+        await trio.lowlevel.checkpoint()
+        return [entry for entry in self.tables.branch_log[number] if entry.branch == branch]
+
+    async def begin_push(
+        self, repo: int, push_id: uuid.UUID, handle: str, branch: str, now: dt.datetime, lease_s: float
+    ) -> PushTicket | PushRecord:
+        await trio.lowlevel.checkpoint()
+        expires = now + dt.timedelta(seconds=lease_s)
+        entry = self._push(repo, push_id)
+        if entry is None:
+            record = PushRecord(push_id, handle, branch, PushState.OPEN, None, now, None)
+            entry = PushEntry(self.tables.next_number(), repo, record, 0, expires)
+            self.tables.pushes[entry.number] = entry
+        if entry.record.state is not PushState.OPEN or entry.record.handle != handle:
+            return entry.record
+        entry.attempt += 1
+        entry.lease_expires = expires
+        return PushTicket(entry.number, repo, push_id, entry.attempt)
+
+    async def find_push(self, repo: int, push_id: uuid.UUID) -> PushRecord | None:
+        await trio.lowlevel.checkpoint()
+        entry = self._push(repo, push_id)
+        return None if entry is None else entry.record
+
+    async def renew_pushes(self, tickets: Sequence[PushTicket], now: dt.datetime, lease_s: float) -> None:
+        await trio.lowlevel.checkpoint()
+        for ticket in tickets:
+            if self._is_current(ticket):
+                self.tables.pushes[ticket.number].lease_expires = now + dt.timedelta(seconds=lease_s)
+
+    async def known_blobs(self, repo: int, scheme: Scheme, object_ids: Sequence[bytes]) -> Known:
+        await trio.lowlevel.checkpoint()
+        pushes = self.tables.pushes_of(repo)
+        return Known(
+            frozenset(i for i in object_ids if (scheme, i) in self.tables.blobs),
+            frozenset(i for i in object_ids if any(i in p.blobs for p in pushes)),
+        )
+
+    async def record_blobs(self, ticket: PushTicket, scheme: Scheme, stored: Sequence[StoredBlob]) -> int:
+        await trio.lowlevel.checkpoint()
+        entry = self._current(ticket)
+        before = len(entry.blobs)
+        for blob in stored:
+            self.tables.blobs.setdefault((scheme, blob.object_id), blob)
+            entry.blobs.add(blob.object_id)
+        return len(entry.blobs) - before
+
+    async def lacking_blobs(self, ticket: PushTicket, object_ids: Sequence[bytes]) -> list[bytes]:
+        await trio.lowlevel.checkpoint()
+        pushes = self.tables.pushes_of(ticket.repo, ticket)
+        return [i for i in dict.fromkeys(object_ids) if not any(i in p.blobs for p in pushes)]
+
+    async def lacking_snapshots(self, ticket: PushTicket, snapshot_ids: Sequence[bytes]) -> list[bytes]:
+        await trio.lowlevel.checkpoint()
+        pushes = self.tables.pushes_of(ticket.repo, ticket)
+        return [i for i in dict.fromkeys(snapshot_ids) if not any(i in p.snapshots for p in pushes)]
+
+    async def lacking_commits(self, ticket: PushTicket, commit_ids: Sequence[bytes]) -> list[bytes]:
+        await trio.lowlevel.checkpoint()
+        pushes = self.tables.pushes_of(ticket.repo)
+        return [i for i in dict.fromkeys(commit_ids) if not any(i in p.commits for p in pushes)]
+
+    async def record_snapshots(self, ticket: PushTicket, scheme: Scheme, snapshots: Sequence[SnapshotRef]) -> int:
+        await trio.lowlevel.checkpoint()
+        entry = self._current(ticket)
+        held = {i for p in self.tables.pushes_of(ticket.repo) for i in p.snapshots}
+        before = len(entry.snapshots)
+        for ref in snapshots:
+            self.tables.snapshots.setdefault((scheme, ref.row.snapshot_id), ref.row)
+            if ref.row.snapshot_id not in held:
+                entry.snapshots.setdefault(ref.row.snapshot_id, ref.extras)
+        return len(entry.snapshots) - before
+
+    async def record_commits(self, ticket: PushTicket, scheme: Scheme, commits: Sequence[CommitRow]) -> int:
+        await trio.lowlevel.checkpoint()
+        entry = self._current(ticket)
+        held = {i for p in self.tables.pushes_of(ticket.repo) for i in p.commits}
+        before = len(entry.commits)
+        for row in commits:
+            facts = CommitFacts(row.commit_id, row.parents, row.snapshot_id, row.generation)
+            self.tables.commits.setdefault((scheme, row.commit_id), facts)
+            if row.commit_id not in held:
+                entry.commits.setdefault(row.commit_id, row)
+        return len(entry.commits) - before
+
+    async def accept_push(
+        self,
+        ticket: PushTicket,
+        scheme: Scheme,
+        move: BranchMove,
+        verdict: Mapping[str, object],
+        now: dt.datetime,
+    ) -> MoveResult:
+        await trio.lowlevel.checkpoint()
+        if not self._is_current(ticket):
+            return MoveResult(Outcome.SUPERSEDED)
+        repository = self.tables.repositories.get(ticket.repo)
+        if repository is None:
+            return MoveResult(Outcome.GONE)
+        if repository.scheme not in {None, scheme}:
+            return MoveResult(Outcome.SCHEME_DIFFERS)
+        branches = self.tables.branches[ticket.repo]
+        head = branches.get(move.branch)
+        if head not in {move.old, move.new}:
+            return MoveResult(Outcome.HEAD_DIFFERS, head)
+        entry = self.tables.pushes[ticket.number]
+        self.tables.repositories[ticket.repo] = replace(repository, scheme=scheme)
+        branches[move.branch] = move.new
+        if head != move.new:
+            self.tables.branch_log[ticket.repo].append(
+                BranchLogEntry(move.branch, head, move.new, entry.record.handle, ticket.push_id, move.forced, now)
+            )
+        self._finish(entry, PushState.ACCEPTED, verdict, now)
+        return MoveResult(Outcome.MOVED, move.new)
+
+    async def refuse_push(self, ticket: PushTicket, verdict: Mapping[str, object], now: dt.datetime) -> None:
+        await trio.lowlevel.checkpoint()
+        if self._is_current(ticket):
+            self._finish(self.tables.pushes[ticket.number], PushState.REFUSED, verdict, now)
+
+    async def held_commits(self, repo: int, commit_ids: Sequence[bytes]) -> dict[bytes, int]:
+        await trio.lowlevel.checkpoint()
+        pushes = self.tables.pushes_of(repo)
+        rows = {i: next((p.commits[i] for p in pushes if i in p.commits), None) for i in commit_ids}
+        return {i: row.generation for i, row in rows.items() if row is not None}
+
+    async def ancestry(self, scheme: Scheme, commit_ids: Sequence[bytes], most: int) -> list[CommitFacts]:
+        await trio.lowlevel.checkpoint()
+        found: dict[bytes, CommitFacts] = {}
+        level = list(commit_ids)
+        while level and len(found) < len(commit_ids) + most:
+            facts = [self.tables.commits.get((scheme, i)) for i in level if i not in found]
+            found.update((f.commit_id, f) for f in facts if f is not None)
+            level = [parent for f in facts if f is not None for parent in f.parents]
+        return list(found.values())
+
+    async def commit_records(self, repo: int, commit_ids: Sequence[bytes]) -> dict[bytes, bytes]:
+        await trio.lowlevel.checkpoint()
+        return self._first_held(repo, commit_ids, lambda p: {i: row.record for i, row in p.commits.items()})
+
+    async def snapshot_deltas(self, scheme: Scheme, snapshot_ids: Sequence[bytes]) -> dict[bytes, SnapshotRow]:
+        await trio.lowlevel.checkpoint()
+        rows = {i: self.tables.snapshots.get((scheme, i)) for i in snapshot_ids}
+        return {i: replace(row, full=None) for i, row in rows.items() if row is not None}
+
+    async def snapshot_extras(self, repo: int, snapshot_ids: Sequence[bytes]) -> dict[bytes, bytes]:
+        await trio.lowlevel.checkpoint()
+        found = self._first_held(repo, snapshot_ids, lambda p: p.snapshots)
+        return {i: extras for i, extras in found.items() if extras}
+
+    async def snapshot_chain(self, scheme: Scheme, snapshot_id: bytes) -> list[SnapshotRow]:
+        await trio.lowlevel.checkpoint()
+        chain: list[SnapshotRow] = []
+        wanted: bytes | None = snapshot_id
+        while wanted is not None and (row := self.tables.snapshots.get((scheme, wanted))) is not None:
+            chain.append(row)
+            wanted = row.base_id if row.full is None else None
+        return chain
+
+    async def places(self, scheme: Scheme, object_ids: Sequence[bytes]) -> dict[bytes, Place]:
+        await trio.lowlevel.checkpoint()
+        return self._places(scheme, object_ids)
+
+    async def held_places(self, repo: int, scheme: Scheme, object_ids: Sequence[bytes]) -> dict[bytes, Place]:
+        await trio.lowlevel.checkpoint()
+        pushes = self.tables.pushes_of(repo)
+        return self._places(scheme, [i for i in object_ids if any(i in p.blobs for p in pushes)])
+
+    def _places(self, scheme: Scheme, object_ids: Iterable[bytes]) -> dict[bytes, Place]:
+        rows = {i: self.tables.blobs.get((scheme, i)) for i in object_ids}
+        return {i: Place(i, row.size, row.pack_id, row.offset) for i, row in rows.items() if row is not None}
+
+    def _first_held(
+        self, repo: int, ids: Iterable[bytes], rows_of: Callable[[PushEntry], Mapping[bytes, bytes]]
+    ) -> dict[bytes, bytes]:
+        tables = [rows_of(p) for p in self.tables.pushes_of(repo)]
+        return {i: next(rows[i] for rows in tables if i in rows) for i in ids if any(i in rows for rows in tables)}
+
+    def _push(self, repo: int, push_id: uuid.UUID) -> PushEntry | None:
+        return next((p for p in self.tables.pushes.values() if (p.repo, p.record.push_id) == (repo, push_id)), None)
+
+    def _is_current(self, ticket: PushTicket) -> bool:
+        entry = self.tables.pushes.get(ticket.number)
+        return entry is not None and entry.record.state is PushState.OPEN and entry.attempt == ticket.attempt
+
+    def _current(self, ticket: PushTicket) -> PushEntry:
+        if not self._is_current(ticket):
+            raise StaleTicket(f"push {ticket.push_id} attempt {ticket.attempt}")
+        return self.tables.pushes[ticket.number]
+
+    @staticmethod
+    def _finish(entry: PushEntry, state: PushState, verdict: Mapping[str, object], now: dt.datetime) -> None:
+        entry.record = replace(entry.record, state=state, verdict=dict(verdict), finished_at=now)

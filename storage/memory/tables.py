@@ -1,0 +1,79 @@
+"""The memory index's tables: what PostgreSQL keeps in rows, in dictionaries."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from storage.rows import (
+    BranchLogEntry,
+    CommitRow,
+    PushRecord,
+    PushState,
+    PushTicket,
+    Repository,
+    Right,
+    SnapshotRow,
+    StoredBlob,
+    Token,
+)
+from wire.graph import CommitFacts
+from wire.ids import Scheme
+
+Key = tuple[Scheme, bytes]
+
+
+@dataclass(slots=True)
+class PushEntry:
+    """A push and the rows that are its own until it is accepted."""
+
+    number: int
+    repo: int
+    record: PushRecord
+    attempt: int
+    lease_expires: dt.datetime
+    blobs: set[bytes] = field(default_factory=set)
+    snapshots: dict[bytes, bytes] = field(default_factory=dict)
+    """Snapshot id → extras."""
+    commits: dict[bytes, CommitRow] = field(default_factory=dict)
+
+    @property
+    def accepted(self) -> bool:
+        """Whether its rows count."""
+        return self.record.state is PushState.ACCEPTED
+
+
+@dataclass(slots=True)
+class Tables:
+    """Everything the index knows."""
+
+    tokens: dict[uuid.UUID, Token] = field(default_factory=dict)
+    secrets: dict[str, bytes] = field(default_factory=dict)
+    repositories: dict[int, Repository] = field(default_factory=dict)
+    collaborators: dict[tuple[int, str], Right] = field(default_factory=dict)
+    branches: dict[int, dict[str, bytes]] = field(default_factory=lambda: defaultdict(dict))
+    branch_log: dict[int, list[BranchLogEntry]] = field(default_factory=lambda: defaultdict(list))
+    pushes: dict[int, PushEntry] = field(default_factory=dict)
+    blobs: dict[Key, StoredBlob] = field(default_factory=dict)
+    commits: dict[Key, CommitFacts] = field(default_factory=dict)
+    snapshots: dict[Key, SnapshotRow] = field(default_factory=dict)
+    last_number: int = 0
+
+    def next_number(self) -> int:
+        """Give a fresh short key."""
+        self.last_number += 1
+        return self.last_number
+
+    def pushes_of(self, repo: int, also: PushTicket | None = None) -> list[PushEntry]:
+        """Give a repository's accepted pushes, and one that may still be open."""
+        number = None if also is None else also.number
+        return [p for p in self.pushes.values() if p.repo == repo and (p.accepted or p.number == number)]
+
+    def repository_named(self, owner: str, slug: str) -> Repository | None:
+        """Find a repository by name."""
+        for repository in self.repositories.values():
+            if (repository.owner, repository.slug) == (owner, slug):
+                return repository
+        return None

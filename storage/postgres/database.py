@@ -1,0 +1,234 @@
+"""Running transactions: a pool of connections, each used by one worker thread for one function at a time.
+
+A transaction is a synchronous function of a connection, so by construction it cannot await the store or a client,
+and a cancellation cannot cut it in half: the caller's cancellation asks the server to cancel the running
+statement and then waits for the thread, so that no connection goes back to the pool with a cancel request
+still on its way. What failed for a reason outside the function (a serialization failure, a deadlock, a lost
+connection) is run again; every function can be, since it commits wholly or not at all and its writes are
+idempotent.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import outcome
+import psycopg
+import trio
+from psycopg import errors as pg_errors
+from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
+
+from storage.environment import Environment
+from storage.errors import IndexUnavailable
+
+T = TypeVar("T")
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+ATTEMPTS = 5
+RETRY_DELAY_S = 0.05
+POOL_WAIT_S = 30.0
+CONNECT_TIMEOUT_S = 10
+CANCEL_RETRY_S = 0.2
+KEEPALIVE_S = 30
+_HOLD_SAMPLES = 10_000
+_CANCEL_TIMEOUT_S = 2.0
+_CONFLICTS = (pg_errors.SerializationFailure, pg_errors.DeadlockDetected)
+"""Lost against another transaction: the connection is sound, the function runs again."""
+_FINAL = (pg_errors.QueryCanceled, pg_errors.LockNotAvailable, pg_errors.DiskFull, PoolTimeout, PoolClosed)
+"""Running again would only wait again."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseSettings:
+    """How to reach PostgreSQL; durations in seconds."""
+
+    conninfo: str
+    pool_size: int = 8
+    statement_timeout_s: float = 60.0
+    lock_timeout_s: float = 10.0
+    idle_in_transaction_timeout_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseStatistics:
+    """A look at the pool. Holds are measured from check-out to return of a connection."""
+
+    transactions: int
+    retries: int
+    failures: int
+    running: int
+    waiting: int
+    hold_max_ms: float
+    hold_p99_ms: float
+    hold_p50_ms: float
+
+
+class Database:
+    """A pool of connections and the only way to use one."""
+
+    def __init__(self, settings: DatabaseSettings, environment: Environment) -> None:
+        self._settings = settings
+        self._environment = environment
+        self._slots = trio.CapacityLimiter(settings.pool_size)
+        self._threads = trio.CapacityLimiter(settings.pool_size)
+        self._holds: deque[float] = deque(maxlen=_HOLD_SAMPLES)
+        self._hold_max = 0.0
+        self._transactions = self._retries = self._failures = 0
+        self._pool: ConnectionPool[Connection] = ConnectionPool(
+            settings.conninfo, min_size=1, max_size=settings.pool_size, open=False, name="museworkd",
+            timeout=POOL_WAIT_S, kwargs=connection_arguments(settings),
+        )  # fmt: skip
+
+    async def open(self) -> None:
+        """Open the pool; connections are made when they are needed."""
+        await trio.to_thread.run_sync(self._pool.open)
+
+    async def aclose(self) -> None:
+        """Close the pool; also under cancellation."""
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(lambda: self._pool.close(timeout=5))
+
+    async def run(self, function: Callable[..., T], *arguments: object) -> T:
+        """Run ``function(connection, *arguments)`` as one transaction in a worker thread.
+
+        Raises:
+            IndexUnavailable: the database could not do it, after retries within bounds.
+            Exception: whatever the function raises, after a rollback.
+        """
+        attempt = 1
+        while True:
+            try:
+                return await self._run_once(function, arguments)
+            except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, PoolClosed) as error:
+                self._failures += 1
+                if isinstance(error, _FINAL) or attempt >= ATTEMPTS:
+                    raise IndexUnavailable(f"{type(error).__name__}: {_first_line(error)}") from error
+                if not isinstance(error, _CONFLICTS):  # the connection may be one of many that died together
+                    await trio.to_thread.run_sync(self._pool.check, abandon_on_cancel=True)
+            self._retries += 1
+            await trio.sleep(RETRY_DELAY_S * 2 ** (attempt - 1) * (0.5 + self._environment.jitter()))
+            attempt += 1
+
+    def statistics(self) -> DatabaseStatistics:
+        """Give a look at the pool."""
+        holds = sorted(self._holds)
+        limiter = self._slots.statistics()
+        return DatabaseStatistics(
+            self._transactions, self._retries, self._failures, limiter.borrowed_tokens, limiter.tasks_waiting,
+            self._hold_max * 1000, _percentile(holds, 0.99) * 1000, _percentile(holds, 0.5) * 1000,
+        )  # fmt: skip
+
+    def reset_statistics(self) -> None:
+        """Forget hold times, so that a test or a scrape interval sees its own."""
+        self._holds.clear()
+        self._hold_max = 0.0
+
+    async def _run_once(self, function: Callable[..., T], arguments: tuple[object, ...]) -> T:
+        job = _Job(self._pool, function, arguments)
+        async with self._slots, trio.open_nursery() as nursery:  # waiting in line can be cancelled freely
+            nursery.start_soon(_cancel_with_caller, job)
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(job.run, limiter=self._threads)
+                job.done.set()
+        self._transactions += 1
+        self._holds.append(job.held_s)
+        self._hold_max = max(self._hold_max, job.held_s)
+        return job.result()
+
+
+class _Job(Generic[T]):
+    """One function on its way through a connection."""
+
+    def __init__(self, pool: ConnectionPool[Connection], function: Callable[..., T], arguments: tuple[object, ...]):
+        self._pool = pool
+        self._function = function
+        self._arguments = arguments
+        self._active: Connection | None = None
+        self._lock = threading.Lock()
+        self._outcome: outcome.Outcome[T] | None = None
+        self.done = trio.Event()
+        self.held_s = 0.0
+
+    def result(self) -> T:
+        """Give what the function gave, or raise what it raised."""
+        assert self._outcome is not None
+        return self._outcome.unwrap()
+
+    def run(self) -> None:
+        """Run in the worker thread; what the function raises is kept for :meth:`result`."""
+        self._outcome = outcome.capture(self._with_connection)
+
+    def _with_connection(self) -> T:
+        connection = self._pool.getconn()
+        started = time.perf_counter()
+        try:
+            return self._transact(connection)
+        finally:
+            self._pool.putconn(connection)
+            self.held_s = time.perf_counter() - started
+
+    def cancel(self) -> None:
+        """Ask the server to cancel what runs now; from another worker thread."""
+        with self._lock:  # the connection cannot go back to the pool while the request is on its way
+            if self._active is not None:
+                self._active.cancel_safe(timeout=_CANCEL_TIMEOUT_S)
+
+    def _transact(self, connection: Connection) -> T:
+        with self._lock:
+            self._active = connection
+        try:
+            value = self._function(connection, *self._arguments)
+            connection.commit()
+            return value
+        except BaseException:
+            if not connection.closed:
+                connection.rollback()
+            raise
+        finally:
+            with self._lock:
+                self._active = None
+
+
+async def _cancel_with_caller(job: _Job[T]) -> None:
+    try:
+        await job.done.wait()
+    except trio.Cancelled:
+        with trio.CancelScope(shield=True):
+            while not job.done.is_set():
+                try:
+                    await trio.to_thread.run_sync(job.cancel)
+                except psycopg.Error:
+                    pass  # no second connection to be had: the statement timeout ends it
+                with trio.move_on_after(CANCEL_RETRY_S):
+                    await job.done.wait()
+        raise
+
+
+def connection_arguments(settings: DatabaseSettings) -> dict[str, Any]:
+    """Give what every connection is opened with: time limits on the server's side, and keepalives."""
+    options = {
+        "statement_timeout": settings.statement_timeout_s,
+        "lock_timeout": settings.lock_timeout_s,
+        "idle_in_transaction_session_timeout": settings.idle_in_transaction_timeout_s,
+    }
+    return {
+        "options": " ".join(f"-c {name}={int(seconds * 1000)}" for name, seconds in options.items()),
+        "application_name": "museworkd",
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "keepalives_idle": KEEPALIVE_S,
+        "keepalives_interval": KEEPALIVE_S,
+        "keepalives_count": 2,
+    }
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _percentile(ordered: list[float], part: float) -> float:
+    return ordered[min(len(ordered) - 1, int(len(ordered) * part))] if ordered else 0.0

@@ -1,0 +1,192 @@
+"""Commits and snapshots: written by pushes, read by fetches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from storage.postgres.database import Connection
+from storage.postgres.pushes import require_current
+from storage.rows import CommitRow, PushTicket, SnapshotRef, SnapshotRow
+from wire.graph import CommitFacts
+from wire.ids import Scheme
+
+_q_insert_snapshots = """
+    INSERT INTO snapshots (snapshot_id, scheme, base_id, depth, delta, "full")
+    VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING
+"""
+_q_insert_snapshot_refs = """
+    INSERT INTO snapshot_refs (repo, snapshot_id, push, extras)
+    SELECT %(repo)s, new.id, %(push)s, new.extras
+    FROM unnest(%(ids)b::bytea[], %(extras)b::bytea[]) AS new (id, extras)
+    WHERE NOT EXISTS (SELECT 1 FROM snapshot_refs r JOIN pushes p USING (push)
+                      WHERE r.repo = %(repo)s AND r.snapshot_id = new.id AND p.state = 1)
+    ON CONFLICT DO NOTHING
+"""
+_q_insert_commits = """
+    INSERT INTO commits (commit_id, scheme, parents, snapshot_id, generation)
+    VALUES (%s, %s, %s, %s, %s) ON CONFLICT DO NOTHING
+"""
+_q_insert_records = """
+    INSERT INTO commit_records (record_id, record)
+    SELECT * FROM unnest(%(records)b::bytea[], %(bodies)b::bytea[]) AS new (id, body) ORDER BY 1
+    ON CONFLICT DO NOTHING
+"""
+_q_insert_commit_refs = """
+    INSERT INTO commit_refs (repo, commit_id, push, record_id)
+    SELECT %(repo)s, new.id, %(push)s, new.record
+    FROM unnest(%(ids)b::bytea[], %(records)b::bytea[]) AS new (id, record)
+    WHERE NOT EXISTS (SELECT 1 FROM commit_refs r JOIN pushes p USING (push)
+                      WHERE r.repo = %(repo)s AND r.commit_id = new.id AND p.state = 1)
+    ON CONFLICT DO NOTHING
+"""
+_q_lacking_snapshots = """
+    SELECT DISTINCT wanted.id FROM unnest(%(ids)b::bytea[]) AS wanted (id)
+    WHERE NOT EXISTS (
+        SELECT 1 FROM snapshot_refs r JOIN pushes p USING (push)
+        WHERE r.repo = %(repo)s AND r.snapshot_id = wanted.id AND (p.state = 1 OR r.push = %(push)s)
+    )
+"""
+_q_held_commits = """
+    SELECT wanted.id, c.generation
+    FROM (SELECT DISTINCT unnest(%(ids)b::bytea[])) AS wanted (id)
+    JOIN commits c ON c.commit_id = wanted.id
+    JOIN repositories o ON o.repo = %(repo)s AND o.scheme = c.scheme
+    WHERE EXISTS (SELECT 1 FROM commit_refs r JOIN pushes p USING (push)
+                  WHERE r.repo = %(repo)s AND r.commit_id = wanted.id AND p.state = 1)
+"""
+_q_ancestry = """
+    WITH RECURSIVE walk (commit_id) AS (
+        SELECT unnest(%(ids)b::bytea[])
+        UNION
+        SELECT unnest(c.parents) FROM walk JOIN commits c USING (commit_id) WHERE c.scheme = %(scheme)s
+    ), nearest AS (SELECT commit_id FROM walk LIMIT %(most)s)
+    SELECT c.commit_id, c.parents, c.snapshot_id, c.generation
+    FROM nearest JOIN commits c USING (commit_id) WHERE c.scheme = %(scheme)s
+"""
+_q_commit_records = """
+    SELECT DISTINCT ON (r.commit_id) r.commit_id, b.record
+    FROM unnest(%(ids)b::bytea[]) AS wanted (id)
+    JOIN commit_refs r ON r.repo = %(repo)s AND r.commit_id = wanted.id
+    JOIN pushes p ON p.push = r.push AND p.state = 1
+    JOIN commit_records b USING (record_id)
+    ORDER BY r.commit_id, r.push
+"""
+_snapshot_columns = 'snapshot_id, base_id, depth, delta, "full"'
+_q_snapshot_deltas = """
+    SELECT snapshot_id, base_id, depth, delta, NULL FROM unnest(%(ids)b::bytea[]) AS wanted (id)
+    JOIN snapshots ON snapshot_id = wanted.id AND scheme = %(scheme)s
+"""
+_q_snapshot_extras = """
+    SELECT DISTINCT ON (r.snapshot_id) r.snapshot_id, r.extras
+    FROM unnest(%(ids)b::bytea[]) AS wanted (id)
+    JOIN snapshot_refs r ON r.repo = %(repo)s AND r.snapshot_id = wanted.id
+    JOIN pushes p ON p.push = r.push AND p.state = 1
+    ORDER BY r.snapshot_id, r.push
+"""
+_q_snapshot_chain = f"""
+    WITH RECURSIVE chain AS (
+        SELECT {_snapshot_columns}, 0 AS step FROM snapshots WHERE snapshot_id = %(id)b AND scheme = %(scheme)s
+        UNION ALL
+        SELECT s.snapshot_id, s.base_id, s.depth, s.delta, s."full", chain.step + 1
+        FROM chain JOIN snapshots s ON s.snapshot_id = chain.base_id AND s.scheme = %(scheme)s
+        WHERE chain."full" IS NULL
+    )
+    SELECT {_snapshot_columns} FROM chain ORDER BY step
+"""
+
+
+def record_snapshots(
+    connection: Connection, ticket: PushTicket, scheme: Scheme, snapshots: Sequence[SnapshotRef]
+) -> int:
+    """See ``Pushes.record_snapshots``."""
+    require_current(connection, ticket)
+    rows = [ref.row for ref in snapshots]
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            _q_insert_snapshots,
+            [(r.snapshot_id, scheme.value, r.base_id, r.depth, r.delta, r.full) for r in rows],
+        )
+    done = connection.execute(
+        _q_insert_snapshot_refs,
+        {
+            "repo": ticket.repo, "push": ticket.number,
+            "ids": [r.snapshot_id for r in rows], "extras": [ref.extras for ref in snapshots],
+        },
+    )  # fmt: skip
+    return done.rowcount
+
+
+def record_commits(connection: Connection, ticket: PushTicket, scheme: Scheme, commits: Sequence[CommitRow]) -> int:
+    """See ``Pushes.record_commits``."""
+    require_current(connection, ticket)
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            _q_insert_commits,
+            [(c.commit_id, scheme.value, list(c.parents), c.snapshot_id, c.generation) for c in commits],
+        )
+    arguments = {
+        "repo": ticket.repo,
+        "push": ticket.number,
+        "ids": [c.commit_id for c in commits],
+        "records": [hashlib.sha256(c.record).digest() for c in commits],
+        "bodies": [c.record for c in commits],
+    }
+    connection.execute(_q_insert_records, arguments)
+    return connection.execute(_q_insert_commit_refs, arguments).rowcount
+
+
+def lacking_snapshots(connection: Connection, ticket: PushTicket, snapshot_ids: Sequence[bytes]) -> list[bytes]:
+    """See ``Pushes.lacking_snapshots``."""
+    arguments = {"repo": ticket.repo, "push": ticket.number, "ids": list(snapshot_ids)}
+    return [bytes(row[0]) for row in connection.execute(_q_lacking_snapshots, arguments)]
+
+
+def lacking_commits(connection: Connection, ticket: PushTicket, commit_ids: Sequence[bytes]) -> list[bytes]:
+    """See ``Pushes.lacking_commits``."""
+    held = held_commits(connection, ticket.repo, commit_ids)
+    return [commit_id for commit_id in dict.fromkeys(commit_ids) if commit_id not in held]
+
+
+def held_commits(connection: Connection, repo: int, commit_ids: Sequence[bytes]) -> dict[bytes, int]:
+    """See ``History.held_commits``."""
+    rows = connection.execute(_q_held_commits, {"repo": repo, "ids": list(commit_ids)})
+    return {bytes(commit_id): generation for commit_id, generation in rows}
+
+
+def ancestry(connection: Connection, scheme: Scheme, commit_ids: Sequence[bytes], most: int) -> list[CommitFacts]:
+    """See ``History.ancestry``."""
+    arguments = {"scheme": scheme.value, "ids": list(commit_ids), "most": len(commit_ids) + most}
+    return [
+        CommitFacts(bytes(commit_id), tuple(map(bytes, parents)), bytes(snapshot_id), generation)
+        for commit_id, parents, snapshot_id, generation in connection.execute(_q_ancestry, arguments)
+    ]
+
+
+def commit_records(connection: Connection, repo: int, commit_ids: Sequence[bytes]) -> dict[bytes, bytes]:
+    """See ``History.commit_records``."""
+    rows = connection.execute(_q_commit_records, {"repo": repo, "ids": list(commit_ids)})
+    return {bytes(commit_id): bytes(record) for commit_id, record in rows}
+
+
+def snapshot_deltas(connection: Connection, scheme: Scheme, snapshot_ids: Sequence[bytes]) -> dict[bytes, SnapshotRow]:
+    """See ``History.snapshot_deltas``."""
+    rows = connection.execute(_q_snapshot_deltas, {"scheme": scheme.value, "ids": list(snapshot_ids)})
+    return {row.snapshot_id: row for row in map(_snapshot, rows)}
+
+
+def snapshot_extras(connection: Connection, repo: int, snapshot_ids: Sequence[bytes]) -> dict[bytes, bytes]:
+    """See ``History.snapshot_extras``."""
+    rows = connection.execute(_q_snapshot_extras, {"repo": repo, "ids": list(snapshot_ids)})
+    return {bytes(snapshot_id): bytes(extras) for snapshot_id, extras in rows if extras}
+
+
+def snapshot_chain(connection: Connection, scheme: Scheme, snapshot_id: bytes) -> list[SnapshotRow]:
+    """See ``History.snapshot_chain``."""
+    rows = connection.execute(_q_snapshot_chain, {"scheme": scheme.value, "id": snapshot_id})
+    return [_snapshot(row) for row in rows]
+
+
+def _snapshot(row: tuple[object, ...]) -> SnapshotRow:
+    snapshot_id, base_id, depth, delta, full = row
+    return SnapshotRow(snapshot_id, base_id, depth, delta, full)  # type: ignore[arg-type]

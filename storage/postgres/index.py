@@ -1,0 +1,184 @@
+"""The ``Index`` port over PostgreSQL: every operation is one transaction in one worker-thread hop."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Self
+
+from storage.environment import Environment, SystemEnvironment
+from storage.layout import Place
+from storage.postgres import blobs, history, identities, pushes, repositories
+from storage.postgres.database import Connection, Database, DatabaseSettings, DatabaseStatistics
+from storage.postgres.listener import listen
+from storage.rows import (
+    BranchLogEntry,
+    BranchMove,
+    CommitRow,
+    Known,
+    MoveResult,
+    NewRepository,
+    PushRecord,
+    PushTicket,
+    Repository,
+    RepositorySettings,
+    Right,
+    SnapshotRef,
+    SnapshotRow,
+    StoredBlob,
+    Token,
+    Visibility,
+)
+from wire.graph import CommitFacts
+from wire.ids import Scheme
+
+
+class PostgresIndex:
+    """See ``storage.index.Index`` for what each operation promises."""
+
+    def __init__(self, settings: DatabaseSettings, environment: Environment | None = None) -> None:
+        self._settings = settings
+        self.database = Database(settings, environment or SystemEnvironment())
+
+    async def __aenter__(self) -> Self:
+        await self.database.open()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.database.aclose()
+
+    def statistics(self) -> DatabaseStatistics:
+        """Give a look at the connections."""
+        return self.database.statistics()
+
+    async def ping(self) -> None:
+        await self.database.run(_ping)
+
+    async def notify(self, channel: str, payload: str) -> None:
+        await self.database.run(_notify, channel, payload)
+
+    def listen(self, channel: str) -> AbstractAsyncContextManager[AsyncIterator[str]]:
+        return listen(self._settings, channel)
+
+    async def create_token(self, token: Token) -> None:
+        await self.database.run(identities.create_token, token)
+
+    async def revoke_token(self, token_id: uuid.UUID, at: dt.datetime) -> bool:
+        return await self.database.run(identities.revoke_token, token_id, at)
+
+    async def find_token(self, token_hash: bytes) -> Token | None:
+        return await self.database.run(identities.find_token, token_hash)
+
+    async def list_tokens(self, handle: str | None) -> list[Token]:
+        return await self.database.run(identities.list_tokens, handle)
+
+    async def secret(self, name: str, candidate: bytes) -> bytes:
+        return await self.database.run(identities.secret, name, candidate)
+
+    async def create_repository(self, new: NewRepository) -> Repository | None:
+        return await self.database.run(repositories.create_repository, new)
+
+    async def find_repository(self, owner: str, slug: str) -> Repository | None:
+        return await self.database.run(repositories.find_repository, owner, slug)
+
+    async def list_repositories(self, handle: str | None, everything: bool = False) -> list[Repository]:
+        return await self.database.run(repositories.list_repositories, handle, everything)
+
+    async def update_repository(
+        self, number: int, visibility: Visibility, settings: RepositorySettings, default_branch: str
+    ) -> bool:
+        return await self.database.run(repositories.update_repository, number, visibility, settings, default_branch)
+
+    async def delete_repository(self, number: int, at: dt.datetime) -> bool:
+        return await self.database.run(repositories.delete_repository, number, at)
+
+    async def set_collaborator(self, number: int, handle: str, right: Right) -> None:
+        await self.database.run(repositories.set_collaborator, number, handle, right)
+
+    async def collaborator_right(self, number: int, handle: str) -> Right:
+        return await self.database.run(repositories.collaborator_right, number, handle)
+
+    async def branch_heads(self, number: int) -> dict[str, bytes]:
+        return await self.database.run(repositories.branch_heads, number)
+
+    async def branch_log(self, number: int, branch: str) -> list[BranchLogEntry]:
+        return await self.database.run(repositories.branch_log, number, branch)
+
+    async def begin_push(
+        self, repo: int, push_id: uuid.UUID, handle: str, branch: str, now: dt.datetime, lease_s: float
+    ) -> PushTicket | PushRecord:
+        return await self.database.run(pushes.begin_push, repo, push_id, handle, branch, now, lease_s)
+
+    async def find_push(self, repo: int, push_id: uuid.UUID) -> PushRecord | None:
+        return await self.database.run(pushes.find_push, repo, push_id)
+
+    async def renew_pushes(self, tickets: Sequence[PushTicket], now: dt.datetime, lease_s: float) -> None:
+        await self.database.run(pushes.renew_pushes, tickets, now, lease_s)
+
+    async def known_blobs(self, repo: int, scheme: Scheme, object_ids: Sequence[bytes]) -> Known:
+        return await self.database.run(blobs.known_blobs, repo, scheme, object_ids)
+
+    async def record_blobs(self, ticket: PushTicket, scheme: Scheme, stored: Sequence[StoredBlob]) -> int:
+        return await self.database.run(blobs.record_blobs, ticket, scheme, stored)
+
+    async def lacking_blobs(self, ticket: PushTicket, object_ids: Sequence[bytes]) -> list[bytes]:
+        return await self.database.run(blobs.lacking_blobs, ticket, object_ids)
+
+    async def lacking_snapshots(self, ticket: PushTicket, snapshot_ids: Sequence[bytes]) -> list[bytes]:
+        return await self.database.run(history.lacking_snapshots, ticket, snapshot_ids)
+
+    async def lacking_commits(self, ticket: PushTicket, commit_ids: Sequence[bytes]) -> list[bytes]:
+        return await self.database.run(history.lacking_commits, ticket, commit_ids)
+
+    async def record_snapshots(self, ticket: PushTicket, scheme: Scheme, snapshots: Sequence[SnapshotRef]) -> int:
+        return await self.database.run(history.record_snapshots, ticket, scheme, snapshots)
+
+    async def record_commits(self, ticket: PushTicket, scheme: Scheme, commits: Sequence[CommitRow]) -> int:
+        return await self.database.run(history.record_commits, ticket, scheme, commits)
+
+    async def accept_push(
+        self,
+        ticket: PushTicket,
+        scheme: Scheme,
+        move: BranchMove,
+        verdict: Mapping[str, object],
+        now: dt.datetime,
+    ) -> MoveResult:
+        return await self.database.run(pushes.accept_push, ticket, scheme, move, verdict, now)
+
+    async def refuse_push(self, ticket: PushTicket, verdict: Mapping[str, object], now: dt.datetime) -> None:
+        await self.database.run(pushes.refuse_push, ticket, verdict, now)
+
+    async def held_commits(self, repo: int, commit_ids: Sequence[bytes]) -> dict[bytes, int]:
+        return await self.database.run(history.held_commits, repo, commit_ids)
+
+    async def ancestry(self, scheme: Scheme, commit_ids: Sequence[bytes], most: int) -> list[CommitFacts]:
+        return await self.database.run(history.ancestry, scheme, commit_ids, most)
+
+    async def commit_records(self, repo: int, commit_ids: Sequence[bytes]) -> dict[bytes, bytes]:
+        return await self.database.run(history.commit_records, repo, commit_ids)
+
+    async def snapshot_deltas(self, scheme: Scheme, snapshot_ids: Sequence[bytes]) -> dict[bytes, SnapshotRow]:
+        return await self.database.run(history.snapshot_deltas, scheme, snapshot_ids)
+
+    async def snapshot_extras(self, repo: int, snapshot_ids: Sequence[bytes]) -> dict[bytes, bytes]:
+        return await self.database.run(history.snapshot_extras, repo, snapshot_ids)
+
+    async def snapshot_chain(self, scheme: Scheme, snapshot_id: bytes) -> list[SnapshotRow]:
+        return await self.database.run(history.snapshot_chain, scheme, snapshot_id)
+
+    async def places(self, scheme: Scheme, object_ids: Sequence[bytes]) -> dict[bytes, Place]:
+        return await self.database.run(blobs.places, scheme, object_ids)
+
+    async def held_places(self, repo: int, scheme: Scheme, object_ids: Sequence[bytes]) -> dict[bytes, Place]:
+        return await self.database.run(blobs.held_places, repo, scheme, object_ids)
+
+
+def _ping(connection: Connection) -> None:
+    connection.execute("SELECT 1")
+
+
+def _notify(connection: Connection, channel: str, payload: str) -> None:
+    connection.execute("SELECT pg_notify(%s, %s)", (channel, payload))

@@ -1,0 +1,142 @@
+"""The life of a push: begin, renew, accept, refuse.
+
+A ticket names one attempt. Every writing function first checks that the attempt is still the newest and open, by
+locking the push's row, so a half-open connection that wakes up late cannot add to or finish a push that another
+connection has taken over.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from psycopg.types.json import Json
+
+from storage.errors import StaleTicket
+from storage.postgres.database import Connection
+from storage.rows import BranchMove, MoveResult, Outcome, PushRecord, PushState, PushTicket
+from wire.ids import Scheme
+
+_q_begin = """
+    INSERT INTO pushes (repo, push_id, handle, branch, attempt, state, lease_expires, created_at)
+    VALUES (%(repo)s, %(push_id)s, %(handle)s, %(branch)s, 1, 0, %(expires)s, %(now)s)
+    ON CONFLICT (repo, push_id) DO UPDATE
+        SET attempt = pushes.attempt + 1, lease_expires = excluded.lease_expires
+        WHERE pushes.state = 0 AND pushes.handle = excluded.handle
+    RETURNING push, attempt
+"""
+_record_columns = "push_id, handle, branch, state, verdict, created_at, finished_at"
+_q_find = f"SELECT {_record_columns} FROM pushes WHERE repo = %s AND push_id = %s"
+_q_renew = """
+    UPDATE pushes SET lease_expires = %s
+    FROM unnest(%s::bigint[], %s::integer[]) AS mine (number, try)
+    WHERE push = mine.number AND attempt = mine.try AND state = 0
+"""
+_q_lock = "SELECT state, attempt FROM pushes WHERE push = %s FOR UPDATE"
+_q_look = "SELECT state, attempt FROM pushes WHERE push = %s"
+_q_finish = "UPDATE pushes SET state = %s, verdict = %s, finished_at = %s WHERE push = %s"
+_q_fix_scheme = "UPDATE repositories SET scheme = %s WHERE repo = %s AND scheme IS NULL AND deleted_at IS NULL"
+_q_repository = "SELECT scheme FROM repositories WHERE repo = %s AND deleted_at IS NULL FOR SHARE"
+_q_lock_branch = "SELECT head FROM branches WHERE repo = %s AND name = %s FOR UPDATE"
+_q_insert_branch = """
+    INSERT INTO branches (repo, name, head, updated_at) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING
+"""
+_q_move_branch = "UPDATE branches SET head = %s, updated_at = %s WHERE repo = %s AND name = %s AND head = %s"
+_q_log = """
+    INSERT INTO branch_log (repo, branch, old, new, handle, push, forced, at)
+    SELECT %s, %s, %s, %s, handle, push, %s, %s FROM pushes WHERE push = %s
+"""
+
+
+def begin_push(
+    connection: Connection, repo: int, push_id: uuid.UUID, handle: str, branch: str, now: dt.datetime,
+    lease_s: float,
+) -> PushTicket | PushRecord:  # fmt: skip
+    """See ``Pushes.begin_push``."""
+    expires = now + dt.timedelta(seconds=lease_s)
+    row = connection.execute(
+        _q_begin,
+        {"repo": repo, "push_id": push_id, "handle": handle, "branch": branch, "expires": expires, "now": now},
+    ).fetchone()
+    if row is not None:
+        return PushTicket(row[0], repo, push_id, row[1])
+    found = find_push(connection, repo, push_id)
+    assert found is not None
+    return found
+
+
+def find_push(connection: Connection, repo: int, push_id: uuid.UUID) -> PushRecord | None:
+    """See ``Pushes.find_push``."""
+    row = connection.execute(_q_find, (repo, push_id)).fetchone()
+    return None if row is None else _record(row)
+
+
+def renew_pushes(connection: Connection, tickets: Sequence[PushTicket], now: dt.datetime, lease_s: float) -> None:
+    """See ``Pushes.renew_pushes``."""
+    expires = now + dt.timedelta(seconds=lease_s)
+    connection.execute(_q_renew, (expires, [t.number for t in tickets], [t.attempt for t in tickets]))
+
+
+def accept_push(
+    connection: Connection, ticket: PushTicket, scheme: Scheme, move: BranchMove, verdict: Mapping[str, object],
+    now: dt.datetime,
+) -> MoveResult:  # fmt: skip
+    """See ``Pushes.accept_push``."""
+    if not _is_current(connection, ticket, _q_lock):
+        return MoveResult(Outcome.SUPERSEDED)
+    if _repository_scheme(connection, ticket.repo) is None:  # before the share lock: two first pushes would deadlock
+        connection.execute(_q_fix_scheme, (scheme.value, ticket.repo))
+    found = connection.execute(_q_repository, (ticket.repo,)).fetchone()
+    if found is None:
+        return MoveResult(Outcome.GONE)
+    if found[0] != scheme.value:
+        return MoveResult(Outcome.SCHEME_DIFFERS)
+    head, moved = _move(connection, ticket.repo, move, now)
+    if head != move.new:
+        connection.rollback()  # nothing of this attempt may stay
+        return MoveResult(Outcome.HEAD_DIFFERS, head)
+    if moved and move.old != move.new:
+        connection.execute(_q_log, (ticket.repo, move.branch, move.old, move.new, move.forced, now, ticket.number))
+    connection.execute(_q_finish, (PushState.ACCEPTED.value, Json(dict(verdict)), now, ticket.number))
+    return MoveResult(Outcome.MOVED, head)
+
+
+def refuse_push(connection: Connection, ticket: PushTicket, verdict: Mapping[str, object], now: dt.datetime) -> None:
+    """See ``Pushes.refuse_push``."""
+    if _is_current(connection, ticket, _q_lock):
+        connection.execute(_q_finish, (PushState.REFUSED.value, Json(dict(verdict)), now, ticket.number))
+
+
+def require_current(connection: Connection, ticket: PushTicket) -> None:
+    """Guard a writing function of a push; raises :class:`StaleTicket`."""
+    if not _is_current(connection, ticket, _q_look):
+        raise StaleTicket(f"push {ticket.push_id} attempt {ticket.attempt}")
+
+
+def _is_current(connection: Connection, ticket: PushTicket, query: str) -> bool:
+    row = connection.execute(query, (ticket.number,)).fetchone()
+    return row == (PushState.OPEN.value, ticket.attempt)
+
+
+def _repository_scheme(connection: Connection, repo: int) -> str | None:
+    row = connection.execute("SELECT scheme FROM repositories WHERE repo = %s", (repo,)).fetchone()
+    return None if row is None else row[0]
+
+
+def _move(connection: Connection, repo: int, move: BranchMove, now: dt.datetime) -> tuple[bytes | None, bool]:
+    """Compare and swap; gives the head the branch has now and whether this call put it there."""
+    if move.old is None:
+        done = connection.execute(_q_insert_branch, (repo, move.branch, move.new, now))
+    else:
+        done = connection.execute(_q_move_branch, (move.new, now, repo, move.branch, move.old))
+    if done.rowcount == 1:
+        return move.new, True
+    row = connection.execute(_q_lock_branch, (repo, move.branch)).fetchone()
+    return (None if row is None else bytes(row[0])), False
+
+
+def _record(row: tuple[Any, ...]) -> PushRecord:
+    push_id, handle, branch, state, verdict, created_at, finished_at = row
+    return PushRecord(push_id, handle, branch, PushState(state), verdict, created_at, finished_at)

@@ -1,0 +1,216 @@
+"""Values that cross the ``Index`` port. Ids are 32-byte digests, times are UTC, sizes are bytes."""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from wire.ids import Scheme
+
+
+class Right(enum.IntEnum):
+    """What an identity may do with a repository, or a token at all; each includes the ones before."""
+
+    NONE = 0
+    READ = 1
+    WRITE = 2
+    ADMIN = 3
+
+
+class Visibility(enum.Enum):
+    """Who may read a repository without being named."""
+
+    PRIVATE = "private"
+    PUBLIC = "public"
+
+
+@dataclass(frozen=True, slots=True)
+class RepositorySettings:
+    """What an administrator of a repository decides."""
+
+    relaxed_paths: bool = False
+    """Whether the portability part of the path policy is off."""
+    require_signed_commits: bool = False
+    protected_branches: tuple[str, ...] = ()
+    """Branches only an admin may force."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A repository. ``number`` is the index's own short key, never shown."""
+
+    number: int
+    repo_id: uuid.UUID
+    owner: str
+    slug: str
+    visibility: Visibility
+    scheme: Scheme | None
+    """``None`` until the first commit fixes it."""
+    default_branch: str
+    domain: str
+    settings: RepositorySettings
+    created_at: dt.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class NewRepository:
+    """What it takes to make a repository."""
+
+    repo_id: uuid.UUID
+    owner: str
+    slug: str
+    visibility: Visibility
+    default_branch: str
+    domain: str
+    created_at: dt.datetime
+    settings: RepositorySettings = field(default_factory=RepositorySettings)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A bearer token, known by the SHA-256 of its secret."""
+
+    token_id: uuid.UUID
+    handle: str
+    token_hash: bytes
+    scope: Right
+    created_at: dt.datetime
+    expires_at: dt.datetime | None
+    revoked_at: dt.datetime | None = None
+
+    def valid_at(self, moment: dt.datetime) -> bool:
+        """Tell whether the token counts at a moment."""
+        return self.revoked_at is None and (self.expires_at is None or moment < self.expires_at)
+
+
+class PushState(enum.IntEnum):
+    """A push's life."""
+
+    OPEN = 0
+    ACCEPTED = 1
+    REFUSED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class PushTicket:
+    """The right to write rows for one attempt of a push; a newer attempt makes it stale."""
+
+    number: int
+    repo: int
+    push_id: uuid.UUID
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class PushRecord:
+    """What the index knows of a push."""
+
+    push_id: uuid.UUID
+    handle: str
+    branch: str
+    state: PushState
+    verdict: Mapping[str, object] | None
+    created_at: dt.datetime
+    finished_at: dt.datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlob:
+    """A blob whose bytes are durable in the object store."""
+
+    object_id: bytes
+    size: int
+    pack_id: bytes | None = None
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a batch of blobs before they are stored."""
+
+    stored: frozenset[bytes]
+    """Somewhere in the store."""
+    held: frozenset[bytes]
+    """By this repository, in an accepted push."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRow:
+    """A verified snapshot as stored: always as changes to a base, now and then with the full content too."""
+
+    snapshot_id: bytes
+    base_id: bytes | None
+    depth: int
+    """Number of deltas to apply to the nearest full content; 0 when ``full`` is given."""
+    delta: bytes
+    """``wire``-independent packed changes, see ``storage.snapshots``."""
+    full: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRef:
+    """A snapshot of one push, with the fields its id does not cover."""
+
+    row: SnapshotRow
+    extras: bytes
+    """Canonical JSON text of the extra fields; ``b""`` for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRow:
+    """A verified commit of one push."""
+
+    commit_id: bytes
+    parents: tuple[bytes, ...]
+    snapshot_id: bytes
+    generation: int
+    record: bytes
+    """The canonical bytes of the record as received."""
+
+
+class Outcome(enum.Enum):
+    """How an attempt to move a branch ended."""
+
+    MOVED = "moved"
+    HEAD_DIFFERS = "head differs"
+    """The branch is not where the mover believed it to be."""
+    SUPERSEDED = "superseded"
+    """A newer attempt of the same push is under way, or it already has a verdict."""
+    GONE = "gone"
+    """The repository was deleted meanwhile."""
+    SCHEME_DIFFERS = "scheme differs"
+    """The repository's id scheme was fixed otherwise meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class BranchMove:
+    """One compare-and-swap of a branch head. ``old=None`` means the branch does not exist."""
+
+    branch: str
+    old: bytes | None
+    new: bytes
+    forced: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MoveResult:
+    """What became of a branch move; ``head`` is the branch's head as found or as made."""
+
+    outcome: Outcome
+    head: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BranchLogEntry:
+    """One line of a branch's log."""
+
+    branch: str
+    old: bytes | None
+    new: bytes | None
+    handle: str
+    push_id: uuid.UUID | None
+    forced: bool
+    at: dt.datetime

@@ -1,0 +1,256 @@
+"""The push actor: one nursery per push, from the first frame to the verdict.
+
+Its mailbox takes the request's body as it arrives (a short one: a slow push slows its client); its answers leave
+through a bounded channel. The actor belongs to the supervisor, not to the connection: when the client goes away
+while the last transaction runs, the push is finished all the same, and a repetition gets its verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import structlog
+import trio
+
+from actors.actor import Actor
+from actors.push.context import Attempt, Counts, PushRequest, PushServices, Timings
+from actors.push.finish import Finish
+from actors.push.header import parse_header
+from actors.push.objects import ObjectStages
+from actors.push.record_pack import RecordPack
+from actors.push.records import BATCH_RECORDS, BATCH_WEIGHT, RecordStage, weight
+from actors.refusals import refusal_for
+from actors.spool import SpoolDirectory
+from storage.errors import IndexUnavailable
+from storage.rows import PushRecord, PushState, PushTicket
+from wire.errors import Code, Refusal
+from wire.frames import CommitPackEnd, End, Event, FrameReader, FrameWriter, Grammar, Header, NeedData, Record
+
+log = structlog.get_logger("push")
+
+BODY_CHUNKS = 4
+"""Body pieces waiting in the mailbox, of at most 64 KiB each."""
+ANSWERS = 16
+PROGRESS_EVERY_S = 0.25
+ANSWER_TIMEOUT_S = 30.0
+
+
+class ClientGone(Exception):
+    """The client disconnected before its push was complete; there is nobody to answer."""
+
+
+class PushActor(Actor[bytes | None]):
+    """One push by stream. Messages: pieces of the body, ``b""`` at its end, ``None`` when the client is gone."""
+
+    def __init__(self, services: PushServices, request: PushRequest) -> None:
+        super().__init__(f"push {request.request_id}", mailbox_size=BODY_CHUNKS)
+        self._services = services
+        self._request = request
+        self._reader = FrameReader(Grammar.PUSH, services.limits)
+        self._writer = FrameWriter(Grammar.ANSWER)
+        self._out, self.answers = trio.open_memory_channel[bytes](ANSWERS)
+        self._last_said_s = trio.current_time()
+        self._done = False
+        self._complete = False
+        self._interruption: Refusal | None = None
+        self._waiting = trio.CancelScope()
+        self.ticket: PushTicket | None = None
+        self.at_door: Refusal | None = None
+        """A refusal before the first frame was understood: a plain HTTP status (protocol §5)."""
+
+    def interrupt(self, refusal: Refusal) -> None:
+        """End the push with a refusal that comes from outside, such as a body that arrives too slowly."""
+        self._interruption = refusal
+        self._waiting.cancel()
+
+    async def handle(self, message: bytes | None) -> None:
+        """Messages are taken by the stages themselves."""
+
+    async def run(self) -> None:
+        """Take the push to its verdict and say it."""
+        began = trio.current_time()
+        try:
+            header = await self._first_frame()
+        except ClientGone:
+            self._out.close()
+            return
+        except Refusal as refusal:
+            self.at_door = refusal
+            self._out.close()
+            return
+        self._services.heartbeats.add(self)
+        try:
+            self._say("P", {"stage": "receiving", "done": 0, "total": None, "message": ""})
+            kind, members = await self._to_verdict(header)
+            log.info(
+                "push", request_id=self._request.request_id, repository=str(self._request.repository.repo_id),
+                kind=kind, seconds=round(trio.current_time() - began, 3),
+                **{k: v for k, v in members.items() if k not in {"request_id", "missing"}},
+            )  # fmt: skip
+            await self._last_word(kind, members)
+        except ClientGone:
+            log.info("push cut", request_id=self._request.request_id, received=self._reader.objects)
+        finally:
+            self._services.heartbeats.remove(self)
+            self._out.close()
+
+    def tick(self, quiet_s: float) -> None:
+        """Send a heartbeat frame when nothing was said for a while (see ``actors.heartbeat``)."""
+        if trio.current_time() - self._last_said_s >= quiet_s:
+            self._say("P", {"stage": "heartbeat", "done": self._reader.objects, "total": None, "message": ""})
+
+    async def _to_verdict(self, header: Header) -> tuple[str, Mapping[str, object]]:
+        try:
+            return await self._attempt(header)
+        except ClientGone:
+            raise
+        except Exception as error:  # every failure has its answer; a bug is told as one and raised
+            refusal = refusal_for(error)
+            if refusal is None:
+                if _is_gone(error):
+                    raise ClientGone from None
+                await self._last_word("X", _internal(self._request.request_id))
+                raise
+            await self._keep_refusal(refusal)
+            return "X", refusal.body(self._request.request_id)
+
+    async def _attempt(self, header: Header) -> tuple[str, Mapping[str, object]]:
+        services, request = self._services, self._request
+        plan = parse_header(header, request, services.environment, services.limits)
+        begun = await services.index.begin_push(
+            request.repository.number, plan.push_id, request.handle, plan.branch, services.environment.now(),
+            services.lease_s,
+        )  # fmt: skip
+        if isinstance(begun, PushRecord):
+            return self._first_verdict(begun)
+        self.ticket = begun
+        attempt = Attempt(plan, begun)
+        timings, counts = Timings(), Counts()
+        async with SpoolDirectory(services.spool_dir, f"{begun.push_id.hex}-{begun.attempt}") as spools:
+            stages = ObjectStages(services, attempt, spools, counts, timings, self._progress)
+            event = await stages.run(self._next_event)
+            pack = RecordPack(spools)
+            records = RecordStage(services, request, attempt, pack, counts, timings)
+            await self._build_on_branch(attempt, records)
+            end = await self._take_records(event, records)
+            await self._check_end(end, counts, records)
+            finish = Finish(
+                services, request, attempt, pack, records.commits, records.snapshots, counts, timings, self._progress
+            )
+            return "R", await finish.run()
+
+    async def _first_frame(self) -> Header:
+        event = await self._next_event()
+        assert isinstance(event, Header), event
+        return event
+
+    async def _build_on_branch(self, attempt: Attempt, records: RecordStage) -> None:
+        head = (await self._services.index.branch_heads(attempt.ticket.repo)).get(attempt.plan.branch)
+        if head is not None:
+            facts = await self._services.index.ancestry(attempt.plan.scheme, [head], 0)
+            records.build_on(next(fact.snapshot_id for fact in facts if fact.commit_id == head))
+
+    async def _take_records(self, event: Event, records: RecordStage) -> End:
+        batch: list[Record] = []
+        heavy = 0
+        while True:
+            match event:
+                case Record():
+                    batch.append(event)
+                    heavy += weight(event)
+                    if event.kind == "commits":
+                        records.counts.commits_received += 1
+                        self._check_commit_count(records.counts)
+                case CommitPackEnd():
+                    self._progress("records", len(records.commits) + len(batch), None)
+                case End():
+                    await records.add(batch)
+                    return event
+                case _:
+                    raise AssertionError(event)
+            if len(batch) >= BATCH_RECORDS or heavy >= BATCH_WEIGHT:
+                await records.add(batch)
+                batch, heavy = [], 0
+            event = await self._next_event()
+
+    def _check_commit_count(self, counts: Counts) -> None:
+        most = self._services.limits.commits_per_push
+        if counts.commits_received > most:
+            raise Refusal(Code.TOO_LARGE, f"a push has at most {most} commits")
+
+    async def _check_end(self, end: End, counts: Counts, records: RecordStage) -> None:
+        sent = (self._reader.objects, counts.commits_received)
+        if (end.n_objects, end.n_commits) != sent:
+            raise Refusal(
+                Code.COUNT_MISMATCH,
+                f"the end frame counts {end.n_objects} objects and {end.n_commits} commits, "
+                f"{sent[0]} and {sent[1]} were received",
+            )
+        self._reader.next_event()  # refuses bytes that follow the last frame
+        self._complete = True
+        self._progress("finishing", len(records.commits), len(records.commits))
+
+    async def _next_event(self) -> Event:
+        while True:
+            event = self._reader.next_event()
+            if not isinstance(event, NeedData):
+                return event
+            chunk = None
+            if self._interruption is None:
+                with trio.CancelScope() as self._waiting:
+                    chunk = await self.next_message()
+            if self._interruption is not None:
+                raise self._interruption
+            if chunk is None:
+                raise ClientGone
+            self._reader.receive_data(chunk)
+
+    def _first_verdict(self, record: PushRecord) -> tuple[str, Mapping[str, object]]:
+        if record.handle != self._request.handle:
+            raise Refusal(Code.FORBIDDEN, "this push id belongs to somebody else's push")
+        verdict = dict(record.verdict or {})
+        if record.state is PushState.ACCEPTED:
+            return "R", verdict
+        return "X", {**verdict, "request_id": self._request.request_id}
+
+    async def _keep_refusal(self, refusal: Refusal) -> None:
+        """Make a refusal of a completely received push its verdict; anything else may be tried again."""
+        if not self._complete or refusal.code.retryable or refusal.code is Code.PUSH_SUPERSEDED or self.ticket is None:
+            return
+        verdict = {key: value for key, value in refusal.body("").items() if key != "request_id"}
+        try:
+            await self._services.index.refuse_push(self.ticket, verdict, self._services.environment.now())
+        except IndexUnavailable as error:  # the refusal stands and is told, kept or not
+            log.warning("refusal not kept", request_id=self._request.request_id, error=str(error))
+
+    def _progress(self, stage: str, done: int, total: int | None) -> None:
+        if trio.current_time() - self._last_said_s >= PROGRESS_EVERY_S:
+            self._say("P", {"stage": stage, "done": done, "total": total, "message": ""})
+
+    def _say(self, kind: str, members: Mapping[str, object]) -> None:
+        """Send a frame if there is room: progress is worth nothing to a client that does not read."""
+        if self._done:
+            return
+        self._last_said_s = trio.current_time()
+        try:
+            self._out.send_nowait(self._writer.send(kind, members))
+        except (trio.WouldBlock, trio.BrokenResourceError):
+            pass
+
+    async def _last_word(self, kind: str, members: Mapping[str, object]) -> None:
+        self._done = True
+        with trio.move_on_after(ANSWER_TIMEOUT_S):
+            try:
+                await self._out.send(self._writer.send(kind, members))
+            except trio.BrokenResourceError:
+                pass  # nobody listens any more; the verdict is kept under the push id
+
+
+def _internal(request_id: str) -> dict[str, object]:
+    return Refusal(Code.INTERNAL, "the server made a mistake; its log has the details").body(request_id)
+
+
+def _is_gone(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return any(_is_gone(inner) for inner in error.exceptions)
+    return isinstance(error, ClientGone)

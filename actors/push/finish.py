@@ -1,0 +1,203 @@
+"""The finish of a push, whatever way its bytes came: check that it is whole, store its records, move the branch.
+
+Steps, and what is left if the process dies after each:
+
+1. everything the commits reference is in this push or in this repository, the graph has no cycle — nothing new;
+2. the record pack is durable in the object store — a pack no row names; collected, or written again by the retry;
+3. the commits are rows of the push, 100 per transaction — rows nobody else sees, found again by the retry;
+4. one transaction moves the branch by compare-and-swap, logs it, and keeps the verdict: from here the push is
+   visible and complete, and a repetition gets the same verdict.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from actors.history import is_ancestor
+from actors.push.context import Attempt, Counts, PushRequest, PushServices, Timings
+from actors.push.record_pack import RecordPack
+from actors.push.records import BATCH_RECORDS, PendingCommit
+from storage.rows import BranchMove, CommitRow, Outcome, Right
+from wire.errors import LISTED_FACTS, Code, Refusal, malformed
+from wire.graph import CommitFacts
+from wire.ids import Scheme, format_id
+
+_LOOKUP_BATCH = 10_000
+_MOVE_ATTEMPTS = 16
+"""Times a branch may be moved under a push before it gives up; each is a concurrent push that won."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Bring one push to its verdict."""
+
+    services: PushServices
+    request: PushRequest
+    attempt: Attempt
+    pack: RecordPack
+    commits: dict[bytes, PendingCommit]
+    snapshots: set[bytes]
+    counts: Counts
+    timings: Timings
+    progress: Callable[[str, int, int | None], None]
+
+    async def run(self) -> dict[str, object]:
+        """Finish; gives the verdict, which is already stored.
+
+        Raises:
+            Refusal: ``missing_parents``, ``missing_objects``, ``non_fast_forward``, ``head_moved`` …
+        """
+        with self.timings.measure("connectivity"):
+            outside = await self._outside_generations()
+            await self._require_snapshots()
+        facts = _ordered(self.commits, outside, self.attempt.plan.scheme)
+        with self.timings.measure("put"):
+            await self.pack.store(self.services.store)
+        with self.timings.measure("record"):
+            await self._record(facts)
+        with self.timings.measure("move"):
+            return await self._move({fact.commit_id: fact for fact in facts})
+
+    async def _outside_generations(self) -> dict[bytes, int]:
+        """Look up every commit this push builds on; the head must be one of its own or one of those."""
+        plan = self.attempt.plan
+        wanted = {p for c in self.commits.values() for p in c.parents if p not in self.commits}
+        if plan.head not in self.commits:
+            wanted.add(plan.head)
+        held: dict[bytes, int] = {}
+        for part in _parts(wanted):
+            held.update(await self.services.index.held_commits(self.attempt.ticket.repo, part))
+        missing = wanted - held.keys()
+        if missing:
+            shown = [format_id(commit_id, plan.scheme) for commit_id in sorted(missing)[:LISTED_FACTS]]
+            raise Refusal(
+                Code.MISSING_PARENTS,
+                f"commit {shown[0]} is neither in this push nor in this repository: push it first",
+                missing=shown,
+                missing_count=len(missing),
+            )
+        return held
+
+    async def _require_snapshots(self) -> None:
+        wanted = {c.snapshot_id for c in self.commits.values()} - self.snapshots
+        lacking: list[bytes] = []
+        for part in _parts(wanted):
+            lacking += await self.services.index.lacking_snapshots(self.attempt.ticket, part)
+        if lacking:
+            scheme = self.attempt.plan.scheme
+            shown = [format_id(snapshot_id, scheme) for snapshot_id in sorted(lacking)[:LISTED_FACTS]]
+            raise Refusal(
+                Code.MISSING_OBJECTS,
+                f"{len(lacking)} snapshots are neither in this push nor in this repository, the first is {shown[0]}",
+                missing=shown,
+                missing_count=len(lacking),
+            )
+
+    async def _record(self, facts: list[CommitFacts]) -> None:
+        for start in range(0, len(facts), BATCH_RECORDS):
+            part = facts[start : start + BATCH_RECORDS]
+            bodies = await self.pack.read([self.commits[fact.commit_id].position for fact in part])
+            rows = [
+                CommitRow(fact.commit_id, fact.parents, fact.snapshot_id, fact.order, body)
+                for fact, body in zip(part, bodies, strict=True)
+            ]
+            self.counts.commits_written += await self.services.index.record_commits(
+                self.attempt.ticket, self.attempt.plan.scheme, rows
+            )
+            self.progress("commits", start + len(part), len(facts))
+
+    async def _move(self, own: dict[bytes, CommitFacts]) -> dict[str, object]:
+        plan, ticket, index = self.attempt.plan, self.attempt.ticket, self.services.index
+        for _ in range(_MOVE_ATTEMPTS):
+            old = (await index.branch_heads(ticket.repo)).get(plan.branch)
+            forced = await self._check_move(old, own)
+            verdict = self._verdict()
+            result = await index.accept_push(
+                ticket, plan.scheme, BranchMove(plan.branch, old, plan.head, forced), verdict,
+                self.services.environment.now(),
+            )  # fmt: skip
+            match result.outcome:
+                case Outcome.MOVED:
+                    return verdict
+                case Outcome.SUPERSEDED:
+                    raise Refusal(Code.PUSH_SUPERSEDED, "another connection has taken this push over")
+                case Outcome.GONE:
+                    raise Refusal(Code.NOT_FOUND, "the repository was deleted while the push was under way")
+                case Outcome.SCHEME_DIFFERS:
+                    raise malformed("another push has fixed this repository's id scheme meanwhile")
+                case Outcome.HEAD_DIFFERS:
+                    continue
+        raise Refusal(Code.HEAD_MOVED, f"the branch {plan.branch!r} keeps moving under this push: fetch and try again")
+
+    async def _check_move(self, old: bytes | None, own: dict[bytes, CommitFacts]) -> bool:
+        """Judge a move by the server's own history (regression R7); gives whether force was needed."""
+        plan, request = self.attempt.plan, self.request
+        if plan.has_expected_head and old not in {plan.expected_head, plan.head}:
+            raise Refusal(
+                Code.HEAD_MOVED,
+                f"the branch {plan.branch!r} is not where expected_head says",
+                branch=plan.branch,
+                remote_head=_shown(old, plan.scheme),
+            )
+        if old is None or await is_ancestor(self.services.index, plan.scheme, old, plan.head, own):
+            return False
+        if not plan.force:
+            raise Refusal(
+                Code.NON_FAST_FORWARD,
+                f"non-fast-forward push to {plan.branch!r}: fetch and merge first, or force",
+                branch=plan.branch,
+                remote_head=_shown(old, plan.scheme),
+            )
+        if plan.branch in request.repository.settings.protected_branches and request.right < Right.ADMIN:
+            raise Refusal(Code.PROTECTED_BRANCH, f"the branch {plan.branch!r} is protected: only an admin may force it")
+        return True
+
+    def _verdict(self) -> dict[str, object]:
+        plan, counts = self.attempt.plan, self.counts
+        return {
+            "push_id": str(plan.push_id),
+            "branch": plan.branch,
+            "head": format_id(plan.head, plan.scheme),
+            "commits_written": counts.commits_written,
+            "snapshots_written": counts.snapshots_written,
+            "blobs_written": counts.blobs_written,
+            "blobs_skipped": counts.blobs_received - counts.blobs_written,
+            "timings_ms": self.timings.in_ms(),
+        }
+
+
+def _ordered(commits: dict[bytes, PendingCommit], outside: dict[bytes, int], scheme: Scheme) -> list[CommitFacts]:
+    """Put commits parents first and give each its generation; refuses a cycle (regression R11)."""
+    waiting = {c.commit_id: sum(p in commits for p in set(c.parents)) for c in commits.values()}
+    children: dict[bytes, list[bytes]] = {}
+    for commit in commits.values():
+        for parent in set(commit.parents):
+            if parent in commits:
+                children.setdefault(parent, []).append(commit.commit_id)
+    generations = dict(outside)
+    ready = deque(commit_id for commit_id, count in waiting.items() if not count)
+    ordered: list[CommitFacts] = []
+    while ready:
+        commit = commits[ready.popleft()]
+        generation = 1 + max((generations[p] for p in commit.parents), default=0)
+        generations[commit.commit_id] = generation
+        ordered.append(CommitFacts(commit.commit_id, commit.parents, commit.snapshot_id, generation))
+        for child in children.get(commit.commit_id, ()):
+            waiting[child] -= 1
+            if not waiting[child]:
+                ready.append(child)
+    if len(ordered) != len(commits):
+        stuck = next(commit_id for commit_id, count in waiting.items() if count)
+        raise malformed(f"the commits of this push have a cycle through {format_id(stuck, scheme)}")
+    return ordered
+
+
+def _parts(ids: Iterable[bytes]) -> list[list[bytes]]:
+    ordered = sorted(ids)
+    return [ordered[start : start + _LOOKUP_BATCH] for start in range(0, len(ordered), _LOOKUP_BATCH)]
+
+
+def _shown(head: bytes | None, scheme: Scheme) -> str | None:
+    return None if head is None else format_id(head, scheme)

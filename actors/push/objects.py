@@ -1,0 +1,174 @@
+"""From frames to recorded blobs: the stages decode → admit → put → record of one push.
+
+Between the stages are short channels, so a slow store slows the client down instead of filling memory. A batch
+is at most 64 objects or 2 MiB; a push has a few of them under way, all pushes together share a bound.
+
+What is left behind if the process dies: after a put, whole objects in the store that no row names; after a
+record, rows that belong to the push alone. Both are used when the push is sent again, or collected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from actors.push.admit import Admitted, Admitter, LargeObject
+from actors.push.context import BATCH_BYTES, BATCH_OBJECTS, BATCHES_PER_PUSH, Attempt, Counts, PushServices, Timings
+from actors.spool import SpoolDirectory
+from storage.layout import loose_key
+from storage.rows import StoredBlob
+from wire.frames import Event, Object, ObjectBegin, ObjectEnd, ObjectPiece
+
+Parcel = Sequence[Object] | LargeObject
+NextEvent = Callable[[], Awaitable[Event]]
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStages:
+    """Run the object part of a push."""
+
+    services: PushServices
+    attempt: Attempt
+    spools: SpoolDirectory
+    counts: Counts
+    timings: Timings
+    progress: Callable[[str, int, int | None], None]
+
+    async def run(self, next_event: NextEvent) -> Event:
+        """Take object events until another kind comes; gives that one, after every object was recorded."""
+        parcels_in, parcels = trio.open_memory_channel[Parcel](2)
+        batches_in, batches = trio.open_memory_channel[list[Admitted]](0)
+        settled = Settled()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._admit, parcels, batches_in, settled)
+            for _ in range(BATCHES_PER_PUSH):
+                nursery.start_soon(self._put_and_record, batches.clone(), settled)
+            batches.close()
+            with parcels_in:
+                following = await self._decode(next_event, parcels_in)
+        return following
+
+    async def _decode(self, next_event: NextEvent, parcels: trio.MemorySendChannel[Parcel]) -> Event:
+        waiting: list[Object] = []
+        size = 0
+        while True:
+            event = await next_event()
+            if isinstance(event, Object):
+                waiting.append(event)
+                size += len(event.content)
+                if len(waiting) < BATCH_OBJECTS and size < BATCH_BYTES // 2:
+                    continue
+            if waiting:
+                await parcels.send(waiting)
+                waiting, size = [], 0
+            if isinstance(event, Object):
+                continue
+            if not isinstance(event, ObjectBegin):
+                return event
+            await parcels.send(await self._spool_large(event, next_event))
+
+    async def _spool_large(self, begin: ObjectBegin, next_event: NextEvent) -> LargeObject:
+        limits = self.services.limits
+        most = limits.object_bytes if begin.chunked else limits.object_frame_bytes
+        spool = self.spools.new()
+        while True:
+            event = await next_event()
+            match event:
+                case ObjectPiece(content):
+                    Admitter.check_encoded_size(spool.size + len(content), most)
+                    await spool.append(content)
+                case ObjectEnd(object_id, encoding, base):
+                    return LargeObject(object_id, encoding, base, spool, most)
+                case _:
+                    raise AssertionError(event)
+
+    async def _admit(
+        self,
+        parcels: trio.MemoryReceiveChannel[Parcel],
+        batches: trio.MemorySendChannel[list[Admitted]],
+        settled: Settled,
+    ) -> None:
+        batch: list[Admitted] = []
+        held_bytes = 0
+
+        async def flush() -> None:
+            nonlocal batch, held_bytes
+            if batch:
+                full, batch, held_bytes = batch, [], 0
+                settled.enter()
+                await batches.send(full)
+
+        async def barrier() -> None:
+            await flush()
+            await settled.wait()
+
+        admitter = Admitter(self.services, self.attempt, self.spools, self.counts, barrier)
+        async with parcels, batches:
+            async for parcel in parcels:
+                for item in [parcel] if isinstance(parcel, LargeObject) else parcel:
+                    with self.timings.measure("admit"):
+                        blob = await admitter.admit(item)
+                    batch.append(blob)
+                    held_bytes += blob.held_bytes
+                    if len(batch) >= BATCH_OBJECTS or held_bytes >= BATCH_BYTES:
+                        await flush()
+                await trio.lowlevel.checkpoint()
+            await flush()
+
+    async def _put_and_record(self, batches: trio.MemoryReceiveChannel[list[Admitted]], settled: Settled) -> None:
+        async with batches:
+            async for batch in batches:
+                async with self.services.batches.hold(1):
+                    await self._store(batch)
+                settled.leave()
+
+    async def _store(self, batch: list[Admitted]) -> None:
+        services, scheme, ticket = self.services, self.attempt.plan.scheme, self.attempt.ticket
+        unique = {blob.object_id: blob for blob in batch}
+        known = await services.index.known_blobs(ticket.repo, scheme, list(unique))
+        new = [blob for blob in unique.values() if blob.object_id not in known.held]
+        with self.timings.measure("put"):
+            await self._put([blob for blob in new if blob.object_id not in known.stored])
+        if new:
+            with self.timings.measure("record"):
+                written = await services.index.record_blobs(
+                    ticket, scheme, [StoredBlob(blob.object_id, blob.size) for blob in new]
+                )
+            self.counts.blobs_written += written
+        self.counts.blobs_received += len(batch)
+        self.progress("objects", self.counts.blobs_received, self.attempt.plan.announced_objects)
+
+    async def _put(self, blobs: list[Admitted]) -> None:
+        store, scheme = self.services.store, self.attempt.plan.scheme
+        small = [(loose_key(b.object_id, scheme), b.content) for b in blobs if isinstance(b.content, bytes)]
+        if small:
+            await store.put_batch(small)
+        for blob in blobs:
+            if isinstance(blob.content, Path):
+                await store.put_file(loose_key(blob.object_id, scheme), blob.content)
+
+
+class Settled:
+    """Counts batches that are not recorded yet."""
+
+    def __init__(self) -> None:
+        self._open = 0
+        self._changed = trio.Event()
+
+    def enter(self) -> None:
+        """A batch begins."""
+        self._open += 1
+
+    def leave(self) -> None:
+        """A batch is recorded."""
+        self._open -= 1
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def wait(self) -> None:
+        """Wait until every batch is recorded."""
+        while self._open:
+            await self._changed.wait()

@@ -1,0 +1,80 @@
+"""The record pack of a push: its commits and snapshots in canonical form, one file in the object store.
+
+Written while the push is read, sealed when it is complete. Bodies can be read back by position in between, so
+that nothing but positions is kept in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from actors.spool import Spool, SpoolDirectory
+from storage.layout import record_pack_key
+from storage.object_store import ObjectStore
+from wire.pack import RECORD_HEADER_BYTES, pack_header, record_header
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a record's canonical bytes are in the spool."""
+
+    offset: int
+    size: int
+
+
+class RecordPack:
+    """Collect canonical records; :meth:`store` puts them into the object store as one pack."""
+
+    def __init__(self, directory: SpoolDirectory) -> None:
+        self._spool: Spool = directory.new()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    async def add(self, record_id: bytes, canonical: bytes) -> Position:
+        """Append one record."""
+        position = Position(self._spool.size + RECORD_HEADER_BYTES, len(canonical))
+        await self._spool.append(record_header(record_id, len(canonical)) + canonical)
+        self._count += 1
+        return position
+
+    async def read(self, positions: list[Position]) -> list[bytes]:
+        """Read records back."""
+        if self._spool.in_memory:
+            await trio.lowlevel.checkpoint()
+            return [self._spool.read(p.offset, p.size) for p in positions]
+        return await trio.to_thread.run_sync(lambda: [self._spool.read(p.offset, p.size) for p in positions])
+
+    async def store(self, store: ObjectStore) -> bytes | None:
+        """Make the records durable; gives the pack's id, or ``None`` when there are none."""
+        if not self._count:
+            return None
+        if self._spool.in_memory:
+            content = pack_header(self._count) + self._spool.whole()
+            content += hashlib.sha256(content).digest()
+            pack_id = hashlib.sha256(content).digest()
+            await store.put_batch([(record_pack_key(pack_id), content)])
+            return pack_id
+        path, pack_id = await trio.to_thread.run_sync(self._write_file)
+        await store.put_file(record_pack_key(pack_id), path)
+        return pack_id
+
+    def _write_file(self) -> tuple[Path, bytes]:
+        path = self._spool.directory.new_path()
+        covered, whole = hashlib.sha256(), hashlib.sha256()
+        with path.open("wb") as file:
+            head = pack_header(self._count)
+            for piece in itertools.chain([head], self._spool.pieces()):
+                covered.update(piece)
+                whole.update(piece)
+                file.write(piece)
+            footer = covered.digest()
+            whole.update(footer)
+            file.write(footer)
+        return path, whole.digest()

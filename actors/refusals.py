@@ -1,0 +1,59 @@
+"""What a client is told when something below fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from actors.supervisor import Draining
+from storage.errors import (
+    IndexUnavailable,
+    ObjectDamaged,
+    ObjectMissing,
+    StaleTicket,
+    StoreFull,
+    StoreUnavailable,
+)
+from wire.errors import Code, Refusal
+
+
+def refusal_for(error: BaseException) -> Refusal | None:
+    """Give the refusal that stands for an error or a group of them; ``None`` when it is a bug of ours.
+
+    When several tasks of one nursery failed, the client's own mistake is told before anything that may only have
+    followed from it.
+    """
+    leaves = list(_leaves(error))
+    for leaf in leaves:
+        if isinstance(leaf, Refusal):
+            return leaf
+    for leaf in leaves:
+        found = _infrastructure(leaf)
+        if found is not None:
+            return found
+    return None
+
+
+def _infrastructure(error: BaseException) -> Refusal | None:
+    match error:
+        case StaleTicket():
+            return Refusal(Code.PUSH_SUPERSEDED, "another connection has taken this push over, or it has its verdict")
+        case Draining():
+            return Refusal(Code.DRAINING, "the server is shutting down and takes no new work")
+        case StoreFull():
+            return Refusal(Code.STORE_UNAVAILABLE, "the object store has no room left")
+        case StoreUnavailable():
+            return Refusal(Code.STORE_UNAVAILABLE, "the object store does not answer at the moment")
+        case ObjectMissing() | ObjectDamaged():
+            return Refusal(Code.STORE_DAMAGED, f"stored data is missing or damaged: {str(error)[:200]}")
+        case IndexUnavailable():
+            return Refusal(Code.INDEX_UNAVAILABLE, "the database does not answer at the moment")
+        case _:
+            return None
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error

@@ -1,0 +1,1 @@
+"""The daemon around the actors: configuration, HTTP, command line, client, telemetry."""

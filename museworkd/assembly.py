@@ -1,0 +1,113 @@
+"""Putting the floors together from a configuration: the store in its wrappers, the index, the services."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from actors.fetch.assemble import FETCHES_AT_ONCE, FetchServices
+from actors.heartbeat import HeartbeatClock, Heartbeats
+from actors.push.context import PushServices
+from actors.supervisor import Child, Supervisor
+from museworkd.config import Config
+from museworkd.http.services import HttpServices
+from museworkd.http.signed_urls import SECRET_BYTES, SECRET_NAME, UrlSigner
+from museworkd.keepers import EmbeddedKeeper, FetchPackKeeper
+from storage.environment import Environment, SystemEnvironment
+from storage.index import Index
+from storage.migrate import check_schema, migrate
+from storage.object_store import ObjectStore
+from storage.objects.filesystem import FilesystemStore
+from storage.objects.limited import LimitedStore
+from storage.objects.retrying import RetryingStore, RetryPolicy
+from storage.objects.verifying import VerifyingStore
+from storage.postgres.database import DatabaseSettings
+from storage.postgres.embedded import EmbeddedPostgres
+from storage.postgres.index import PostgresIndex
+from storage.slots import Slots
+
+log = structlog.get_logger("museworkd")
+
+STALE_TEMPORARY_S = 86_400.0
+"""Temporary files older than a day belong to nobody that still runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """The index of a configuration, and the embedded PostgreSQL behind it if there is one."""
+
+    index: PostgresIndex
+    embedded: EmbeddedPostgres | None
+
+
+@asynccontextmanager
+async def open_deployment(config: Config, environment: Environment | None = None) -> AsyncIterator[Deployment]:
+    """Reach the database a configuration names, its schema up to date."""
+    embedded = None if config.database.url else EmbeddedPostgres(config.main.data_dir)
+    if embedded is not None:
+        await trio.to_thread.run_sync(embedded.start)
+    try:
+        settings = database_settings(config, embedded)
+        await trio.to_thread.run_sync(_prepare_schema, config, settings)
+        async with PostgresIndex(settings, environment) as index:
+            yield Deployment(index, embedded)
+    finally:
+        if embedded is not None:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(embedded.stop)
+
+
+def database_settings(config: Config, embedded: EmbeddedPostgres | None) -> DatabaseSettings:
+    """Give how to reach the database."""
+    database = config.database
+    conninfo = database.url if embedded is None else embedded.conninfo
+    return DatabaseSettings(conninfo, database.pool_size, database.statement_timeout_s, database.lock_timeout_s)
+
+
+async def open_store(config: Config, environment: Environment) -> ObjectStore:
+    """Open the object store in its wrappers, outermost first: limited, retrying, verifying."""
+    store = config.store
+    files = await FilesystemStore.open(config.store_path, store.sync, environment)
+    swept = await files.sweep_temporary(STALE_TEMPORARY_S)
+    if swept:
+        log.info("swept temporary files", count=swept)
+    limited = LimitedStore(files, store.parallel_puts, store.parallel_gets, store.call_timeout_s)
+    return VerifyingStore(RetryingStore(limited, environment, RetryPolicy(budget_s=store.retry_s)))
+
+
+async def make_services(
+    config: Config, index: Index, store: ObjectStore, environment: Environment | None = None
+) -> tuple[HttpServices, list[Child]]:
+    """Make what the HTTP floor works with, and the children its supervisor has to run."""
+    environment = environment or SystemEnvironment()
+    heartbeats = Heartbeats()
+    spool_dir = config.main.data_dir / "spool"
+    signer = UrlSigner(await index.secret(SECRET_NAME, environment.random_bytes(SECRET_BYTES)))
+    services = HttpServices(
+        index, store, environment, Supervisor(),
+        PushServices(index, store, environment, heartbeats, spool_dir, config.limits),
+        FetchServices(index, store, environment, spool_dir, config.limits, Slots(FETCHES_AT_ONCE)),
+        signer, config.limits, config.server, config.server.public_url or None, config.server.presign_s,
+    )  # fmt: skip
+    children = [
+        Child("heartbeat", lambda: HeartbeatClock(heartbeats, index, environment, config.server.heartbeat_s)),
+        Child("fetch packs", lambda: FetchPackKeeper(store, environment, 2.0 * config.server.presign_s)),
+    ]
+    return services, children
+
+
+def keeper_of(embedded: EmbeddedPostgres) -> Child:
+    """Give the child that starts the embedded PostgreSQL again when it dies."""
+    return Child("embedded postgres", lambda: EmbeddedKeeper(embedded))
+
+
+def _prepare_schema(config: Config, settings: DatabaseSettings) -> None:
+    if config.database.auto_migrate:
+        for migration in migrate(settings):
+            log.info("migrated", name=migration.name)
+    else:
+        check_schema(settings)

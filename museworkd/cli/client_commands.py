@@ -1,0 +1,238 @@
+"""What a user of a repository does: import, push, clone, fetch, verify."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+
+from museworkd.cli.common import EXIT_INTEGRITY, emit, guarded, run, say
+from museworkd.client.checkout import checkout
+from museworkd.client.errors import ClientError
+from museworkd.client.fetch import clone, fetch
+from museworkd.client.git_import import ImportReport, import_git
+from museworkd.client.progress import meter_for
+from museworkd.client.push import Lease, PushReport, push
+from museworkd.client.repository import LocalRepository
+from museworkd.client.transport import Remote
+from museworkd.client.verify import VerifyReport, compare_with_git, verify
+from wire.errors import Refusal
+from wire.ids import parse_id
+
+
+def _common(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--quiet", "-q", is_flag=True, help="No progress."),
+        click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout."),
+    ):
+        command = option(command)
+    return command
+
+
+def _token_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--token", envvar="MUSEWORKD_TOKEN", help="Bearer token; better given in $MUSEWORKD_TOKEN.")(
+        command
+    )
+
+
+def _directory_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "-C", "directory", type=click.Path(path_type=Path, file_okay=False), default=Path(),
+        help="Run as if started there.",
+    )(command)  # fmt: skip
+
+
+@click.command("git-import")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+@_common
+@guarded
+def import_command(source: Path, target: Path, quiet: bool, as_json: bool) -> None:
+    """Import a git repository or bundle SOURCE into a new Muse repository TARGET."""
+    with LocalRepository.init(target) as repository:
+        report: ImportReport = run(import_git, source, repository, meter_for(quiet=quiet))
+    for line in _import_notes(report):
+        say(f"note: {line}")
+    emit(
+        dataclasses.asdict(report),
+        as_json,
+        lambda: (
+            f"imported {report.commits} commits, {report.snapshots} snapshots, {report.blobs} blobs "
+            f"({report.blob_bytes / 1e6:.1f} MB), branches: {', '.join(report.branches)}"
+        ),
+    )
+
+
+@click.command("push")
+@click.argument("remote", default="origin")
+@click.option("--branch", "-b", "branches", multiple=True, help="Branch to push; the current one by default.")
+@click.option("--all", "all_branches", is_flag=True, help="Push every branch.")
+@click.option("--force", is_flag=True, help="Move the branch even if commits are lost there.")
+@click.option("--expect", metavar="ID|none", help="Move it only from here (force-with-lease); none: it must be new.")
+@click.option("--set-remote", is_flag=True, help="Keep the URL as the remote `origin`.")
+@_token_option
+@_directory_option
+@_common
+@guarded
+def push_command(
+    remote: str, branches: tuple[str, ...], all_branches: bool, force: bool, expect: str | None, set_remote: bool,
+    token: str | None, directory: Path, quiet: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Push branches to REMOTE, a URL or the name of a remote."""
+    reports: list[PushReport] = []
+    with LocalRepository.find(directory) as repository:
+        where = _remote(repository, remote, token)
+        if set_remote:
+            repository.set_remote("origin", where.url)
+        lease = None
+        if expect is not None:
+            lease = Lease(None if expect == "none" else _parse_expected(repository, expect))
+        wanted = list(repository.branches()) if all_branches else list(branches) or [repository.head_branch]
+        for branch in wanted:
+            report = run(_push_one, repository, where, branch, quiet, force, lease)
+            repository.set_remote_branch("origin", branch, repository.branches()[branch])
+            reports.append(report)
+            if not as_json:
+                click.echo(_push_line(report))
+    if as_json:
+        emit({"pushes": [dataclasses.asdict(report) for report in reports]}, True, str)
+
+
+async def _push_one(
+    repository: LocalRepository, remote: Remote, branch: str, quiet: bool, force: bool, lease: Lease | None
+) -> PushReport:
+    return await push(repository, remote, branch, meter_for(quiet=quiet), force=force, lease=lease)
+
+
+@click.command("clone")
+@click.argument("url")
+@click.argument("target", type=click.Path(path_type=Path), required=False)
+@click.option("--depth", type=click.IntRange(min=1), help="Only the newest commits of each branch.")
+@click.option("--no-checkout", is_flag=True, help="Do not write the files of the default branch.")
+@_token_option
+@_common
+@guarded
+def clone_command(
+    url: str, target: Path | None, depth: int | None, no_checkout: bool, token: str | None, quiet: bool, as_json: bool
+) -> None:
+    """Clone the repository at URL into TARGET; exit code 3 when it is not whole."""
+    remote = Remote(url, token)
+    target = target or Path(urlsplit(url).path.rstrip("/").rpartition("/")[2])
+    meter = meter_for(quiet=quiet)
+
+    async def inside() -> Any:
+        report = await clone(remote, target, meter, depth=depth)
+        files = 0
+        if not no_checkout:
+            with LocalRepository(target) as repository:
+                files = await checkout(repository, meter)
+        return report, files
+
+    report, files = run(inside)
+    emit(
+        {**dataclasses.asdict(report), "files": files, "target": str(target)},
+        as_json,
+        lambda: (
+            f"cloned {report.commits} commits and {report.blobs} blobs ({report.received_bytes / 1e6:.1f} MB) "
+            f"into {target}, {files} files checked out"
+        ),
+    )
+
+
+@click.command("fetch")
+@click.argument("remote", default="origin")
+@click.option("--depth", type=click.IntRange(min=1))
+@_token_option
+@_directory_option
+@_common
+@guarded
+def fetch_command(
+    remote: str, depth: int | None, token: str | None, directory: Path, quiet: bool, as_json: bool
+) -> None:
+    """Bring what REMOTE has and this repository lacks; local branches stay where they are."""
+    with LocalRepository.find(directory) as repository:
+        where = _remote(repository, remote, token)
+
+        async def inside() -> Any:
+            return await fetch(repository, where, meter_for(quiet=quiet), depth=depth)
+
+        report = run(inside)
+    emit(
+        dataclasses.asdict(report),
+        as_json,
+        lambda: (
+            f"fetched {report.commits} commits and {report.blobs} blobs"
+            + "".join(f"\n  {branch} → {head}" for branch, head in report.branches.items())
+        ),
+    )
+
+
+@click.command("verify")
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False), default=Path())
+@click.option("--git", "source", type=click.Path(path_type=Path), help="Compare with this git repository or bundle.")
+@_common
+@guarded
+def verify_command(directory: Path, source: Path | None, quiet: bool, as_json: bool) -> None:
+    """Prove every byte of a local repository; exit code 3 when anything is wrong."""
+    meter = meter_for(quiet=quiet)
+    with LocalRepository.find(directory) as repository:
+        report: VerifyReport = run(verify, repository, meter)
+        if source is not None and not report.problem_count:
+            compared: VerifyReport = run(compare_with_git, repository, source, meter)
+            report.git_commits, report.git_files = compared.git_commits, compared.git_files
+            report.problems += compared.problems
+            report.problem_count += compared.problem_count
+    for problem in report.problems:
+        say(f"problem: {problem}")
+    emit(dataclasses.asdict(report), as_json, lambda: _verify_line(report, source))
+    if report.problem_count:
+        raise SystemExit(EXIT_INTEGRITY)
+
+
+def _remote(repository: LocalRepository, named: str, token: str | None) -> Remote:
+    if "://" in named:
+        return Remote(named, token)
+    url = repository.remotes().get(named)
+    if url is None:
+        raise ClientError(f"there is no remote {named!r}; give a URL, and --set-remote to keep it")
+    return Remote(url, token)
+
+
+def _parse_expected(repository: LocalRepository, text: str) -> bytes:
+    try:
+        return parse_id(text, repository.scheme, "--expect")
+    except Refusal as refusal:
+        raise ClientError(refusal.detail) from refusal
+
+
+def _import_notes(report: ImportReport) -> list[str]:
+    notes = {
+        "files are executable: the mode is kept in commit metadata": report.executables,
+        "symbolic links: the target is the content, the mode is kept in commit metadata": report.symlinks,
+        "submodule changes: kept in commit metadata": report.submodules,
+        "paths had to be escaped: the original is kept in commit metadata": report.escaped_paths,
+        "paths are not portable: push to a repository made with --relaxed-paths": report.unportable_paths,
+        "octopus merges became chains of merges": report.octopus_merges,
+        "commits are on no branch, only below tags: tags are kept here and not pushed": report.only_tagged_commits,
+    }
+    lines = [f"{count} {text}" for text, count in notes.items() if count]
+    return lines + [f"branch left out: {reason}" for reason in report.skipped_refs]
+
+
+def _push_line(report: PushReport) -> str:
+    if report.up_to_date:
+        return f"{report.branch}: up to date at {report.head}"
+    return (
+        f"{report.branch} → {report.head}: {report.commits} commits, {report.blobs} blobs, "
+        f"{report.sent_bytes / 1e6:.1f} MB sent"
+    )
+
+
+def _verify_line(report: VerifyReport, source: Path | None) -> str:
+    compared = f", {report.git_files} files of {report.git_commits} commits compared with git" if source else ""
+    ending = f"{report.problem_count} problems" if report.problem_count else "all sound"
+    return f"{report.commits} commits, {report.snapshots} snapshots, {report.blobs} blobs{compared}: {ending}"

@@ -1,0 +1,34 @@
+"""``museworkd serve``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from museworkd.cli.common import config_options, guarded, load_config, run, say
+from museworkd.daemon import run_daemon
+from museworkd.telemetry.logs import configure
+
+
+@click.command("serve")
+@config_options
+@click.option("--bind", type=str, help="Short for --set server.bind=…")
+@click.option("--json", "as_json", is_flag=True, help="Announce the URL on stdout as JSON.")
+@guarded
+def serve_command(
+    config_file: Path | None, data_dir: str | None, database_url: str | None, settings: tuple[str, ...],
+    bind: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Serve until Ctrl-C or SIGTERM, which drain; a second one stops at once."""
+    config, _ = load_config(config_file, data_dir, database_url, settings, server__bind=bind)
+    configure(config.log.level, config.log.format)
+
+    def announce(url: str) -> None:
+        if as_json:
+            click.echo(json.dumps({"event": "listening", "url": url}))
+        else:
+            say(f"museworkd listens on {url}")
+
+    run(run_daemon, config, announce)

@@ -1,0 +1,1 @@
+"""A Muse client in its own right: for people, for tests and for the bench."""

@@ -1,0 +1,26 @@
+"""What a client command can fail of, and the exit code each kind gives."""
+
+from __future__ import annotations
+
+
+class ClientError(Exception):
+    """The user can mend it: wrong arguments, no rights, a refused push. Exit code 1."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        """The server's stable error code, when it was the server that refused."""
+
+
+class IntegrityError(ClientError):
+    """Bytes are not what they should be, or could not be read or written. Exit code 3."""
+
+    exit_code = 3
+
+
+class TransferError(ClientError):
+    """The server could not be reached, or the connection was lost. Exit code 3; trying again is safe."""
+
+    exit_code = 3

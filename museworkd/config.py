@@ -1,0 +1,269 @@
+"""Configuration: defaults < TOML file < environment < flags, each value with where it came from.
+
+A key is ``section.name``. In the environment it is ``MUSEWORKD_SECTION_NAME``, on the command line
+``--set section.name=value``. An unknown key anywhere is an error at start-up, never ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from museworkd.http.settings import HttpSettings
+from storage.objects.durability import Durability
+from wire.limits import Limits
+
+ENVIRONMENT_PREFIX = "MUSEWORKD_"
+NOT_SETTINGS = {"MUSEWORKD_CONFIG", "MUSEWORKD_TOKEN", "MUSEWORKD_HISTORIES"}
+"""Variables of the prefix that are not settings: the configuration file, a client's token, test input."""
+SECRETS = {"database.url"}
+DEFAULT_FILES = (Path("museworkd.toml"), Path("/etc/museworkd/museworkd.toml"))
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message says which key and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class MainConfig:
+    """``[main]``."""
+
+    data_dir: Path = Path("var")
+    """Where the embedded database, the filesystem store and temporary files live."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig(HttpSettings):
+    """``[server]``: where to listen, and how connections are treated."""
+
+    bind: str = "127.0.0.1:1337"
+    """Host and port; port 0 picks a free one. TLS belongs to the proxy in front."""
+    public_url: str = ""
+    """How clients reach the server; empty: as they addressed it."""
+    drain_s: float = 30.0
+    """For running pushes and requests to finish after a stop signal."""
+    heartbeat_s: float = 10.0
+    """A push's client hears from the server at least this often."""
+    presign_s: int = 3600
+    """Life of a signed URL."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseConfig:
+    """``[database]``."""
+
+    url: str = ""
+    """A PostgreSQL connection string or URL; empty: the embedded PostgreSQL under ``main.data_dir``."""
+    pool_size: int = 8
+    statement_timeout_s: float = 60.0
+    lock_timeout_s: float = 10.0
+    auto_migrate: bool = True
+    """Bring the schema up to date at start. Several versions side by side: switch off and run ``migrate``."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """``[store]``."""
+
+    path: Path = Path()
+    """Directory of the object store; empty: ``main.data_dir``/store."""
+    sync: Durability = Durability.GROUP
+    """``group``: one syncfs per batch; ``each``: one fdatasync per file (a disk shared with heavy writers)."""
+    parallel_puts: int = 100
+    parallel_gets: int = 64
+    call_timeout_s: float = 60.0
+    retry_s: float = 30.0
+    """How long temporary failures of the store are tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogConfig:
+    """``[log]``."""
+
+    level: str = "info"
+    format: str = "auto"
+    """``json``, ``console``, or ``auto``: console on a terminal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything that can be set."""
+
+    main: MainConfig = field(default_factory=MainConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
+    database: DatabaseConfig = field(default_factory=DatabaseConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+    limits: Limits = field(default_factory=Limits)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    @property
+    def bind_address(self) -> tuple[str, int]:
+        """Host and port to listen on."""
+        host, _, port = self.server.bind.rpartition(":")
+        return host.strip("[]"), int(port)
+
+    @property
+    def store_path(self) -> Path:
+        """The object store's directory."""
+        return self.store.path if self.store.path != Path() else self.main.data_dir / "store"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One value with its origin."""
+
+    key: str
+    value: object
+    origin: str
+
+    @property
+    def shown(self) -> object:
+        """The value as it may be shown."""
+        if self.key in SECRETS and isinstance(self.value, str):
+            return _without_password(self.value)
+        if isinstance(self.value, Durability):
+            return self.value.value
+        return str(self.value) if isinstance(self.value, Path) else self.value
+
+
+def load(
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, str] | None = None,
+) -> tuple[Config, list[Setting]]:
+    """Put the configuration together.
+
+    Args:
+        file: a TOML file that must exist; ``None``: ``$MUSEWORKD_CONFIG``, or the first default file there is.
+        environment: the process environment.
+        flags: ``section.name`` → text, from the command line.
+
+    Raises:
+        ConfigError: for an unknown key, a wrong type, a value out of range or an unreadable file.
+    """
+    environment = os.environ if environment is None else environment
+    found: dict[str, tuple[object, str]] = {key: (default, "default") for key, _, default in _keys()}
+    types_of = {key: annotation for key, annotation, _ in _keys()}
+    for key, value, origin in _layers(file, environment, flags or {}):
+        if key not in types_of:
+            raise ConfigError(f"{origin}: unknown setting {key!r}")
+        found[key] = (_convert(key, value, types_of[key], origin), origin)
+    config = _build({key: value for key, (value, _) in found.items()})
+    _check(config)
+    return config, [Setting(key, value, origin) for key, (value, origin) in found.items()]
+
+
+def _layers(
+    file: Path | None, environment: Mapping[str, str], flags: Mapping[str, str]
+) -> Iterator[tuple[str, object, str]]:
+    path = _config_file(file, environment)
+    if path is not None:
+        try:
+            document = tomllib.loads(path.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"{path}: {error}") from error
+        for section, values in document.items():
+            if not isinstance(values, dict):
+                raise ConfigError(f"{path}: unknown setting {section!r}: settings stand in sections")
+            for name, value in values.items():
+                yield f"{section}.{name}", value, str(path)
+    by_variable = {ENVIRONMENT_PREFIX + key.replace(".", "_").upper(): key for key, _, _ in _keys()}
+    for variable, value in environment.items():
+        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in NOT_SETTINGS:
+            if variable not in by_variable:
+                raise ConfigError(f"environment: unknown setting {variable}")
+            yield by_variable[variable], value, f"environment {variable}"
+    for key, value in flags.items():
+        yield key, value, "flag"
+
+
+def _config_file(file: Path | None, environment: Mapping[str, str]) -> Path | None:
+    if file is not None:
+        return file
+    named = environment.get("MUSEWORKD_CONFIG")
+    if named:
+        return Path(named)
+    return next((path for path in DEFAULT_FILES if path.is_file()), None)
+
+
+def _keys() -> Iterator[tuple[str, object, object]]:
+    defaults = Config()
+    for section in fields(Config):
+        part = getattr(defaults, section.name)
+        annotations = typing.get_type_hints(type(part))
+        for entry in fields(part):
+            yield f"{section.name}.{entry.name}", annotations[entry.name], getattr(part, entry.name)
+
+
+def _build(values: Mapping[str, object]) -> Config:
+    config = Config()
+    for section in fields(Config):
+        part = getattr(config, section.name)
+        changed = {entry.name: values[f"{section.name}.{entry.name}"] for entry in fields(part)}
+        config = dataclasses.replace(config, **{section.name: dataclasses.replace(part, **changed)})
+    return config
+
+
+def _convert(key: str, value: object, wanted: object, origin: str) -> object:
+    try:
+        return _converted(value, wanted)
+    except (ValueError, TypeError):
+        name = wanted.__name__ if isinstance(wanted, type | types.GenericAlias) else str(wanted)
+        raise ConfigError(f"{origin}: {key} is not a {name}: {value!r}") from None
+
+
+def _converted(value: object, wanted: object) -> object:
+    if wanted is bool:
+        if isinstance(value, bool):
+            return value
+        return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[str(value).lower()]
+    if wanted is int:
+        if isinstance(value, bool | float):
+            raise TypeError
+        return int(str(value))
+    if wanted is float:
+        if isinstance(value, bool):
+            raise TypeError
+        return float(str(value))
+    if not isinstance(value, str):
+        raise TypeError
+    if wanted is Path:
+        return Path(value).expanduser()
+    return Durability(value) if wanted is Durability else value
+
+
+def _check(config: Config) -> None:
+    for section in fields(Config):
+        part = getattr(config, section.name)
+        for entry in fields(part):
+            value = getattr(part, entry.name)
+            if isinstance(value, int | float) and not isinstance(value, bool) and not value > 0:
+                raise ConfigError(f"{section.name}.{entry.name} must be greater than 0, not {value}")
+    host, _, port = config.server.bind.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"server.bind is not host:port: {config.server.bind!r}")
+    if config.server.public_url:
+        parts = urlsplit(config.server.public_url)
+        if parts.scheme not in {"http", "https"} or not parts.netloc or config.server.public_url.endswith("/"):
+            raise ConfigError("server.public_url is http(s)://host[:port][/prefix], without a slash at the end")
+    if config.log.level not in {"debug", "info", "warning", "error"}:
+        raise ConfigError(f"log.level is debug, info, warning or error, not {config.log.level!r}")
+    if config.log.format not in {"auto", "json", "console"}:
+        raise ConfigError(f"log.format is auto, json or console, not {config.log.format!r}")
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.password:
+        host = parts.hostname or ""
+        netloc = f"{parts.username or ''}:***@{host}" + (f":{parts.port}" if parts.port else "")
+        return parts._replace(netloc=netloc).geturl()
+    words = ["password=***" if word.startswith("password=") else word for word in url.split(" ")]
+    return " ".join(words)

@@ -1,0 +1,86 @@
+"""The daemon: everything assembled, started in order, and stopped in order.
+
+A first SIGINT or SIGTERM drains: no new connections and pushes, the running ones may finish until
+``server.drain_s``. A second one ends at once; nothing acknowledged is lost by that either.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+from collections.abc import Callable
+
+import structlog
+import trio
+
+from actors.spool import sweep
+from museworkd.assembly import STALE_TEMPORARY_S, keeper_of, make_services, open_deployment, open_store
+from museworkd.config import Config
+from museworkd.http.app import HttpApp
+from museworkd.http.server import HttpServer, open_listeners
+from storage.environment import SystemEnvironment
+
+log = structlog.get_logger("museworkd")
+
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _M_ARENA_MAX = -3, -1, -8
+_MMAP_FROM_BYTES = 1024 * 1024
+_ARENAS = 2
+
+
+async def run_daemon(config: Config, announce: Callable[[str], None]) -> None:
+    """Serve until told to stop; ``announce`` is called with the URL once requests are answered."""
+    tune_allocator()
+    environment = SystemEnvironment()
+    spool_dir = config.main.data_dir / "spool"
+    await trio.to_thread.run_sync(lambda: spool_dir.mkdir(parents=True, exist_ok=True))
+    await trio.to_thread.run_sync(sweep, spool_dir, environment.now().timestamp() - STALE_TEMPORARY_S)
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with open_deployment(config, environment) as deployment:
+            store = await open_store(config, environment)
+            services, children = await make_services(config, deployment.index, store, environment)
+            if deployment.embedded is not None:
+                children.append(keeper_of(deployment.embedded))
+            server = HttpServer(HttpApp(services), config.server)
+            listeners = await open_listeners(*config.bind_address)
+            host, port = listeners[0].socket.getsockname()[:2]
+            async with trio.open_nursery() as nursery:
+                await nursery.start(services.supervisor.run, children)
+                stop = trio.Event()
+                stopped = trio.Event()
+                nursery.start_soon(_serve, server, listeners, stop, stopped, config.server.drain_s)
+                announce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+                await _first(signals)
+                log.info("draining", seconds=config.server.drain_s)
+                nursery.start_soon(_second, signals, nursery.cancel_scope)
+                stop.set()
+                await services.supervisor.drain(config.server.drain_s)
+                await stopped.wait()
+                nursery.cancel_scope.cancel()
+    log.info("stopped")
+
+
+def tune_allocator() -> None:
+    """Keep glibc from holding on to memory: few arenas, and large blocks given back at once."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_ARENA_MAX, _ARENAS)
+        libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_FROM_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _MMAP_FROM_BYTES)
+
+
+async def _serve(
+    server: HttpServer, listeners: list[trio.SocketListener], stop: trio.Event, stopped: trio.Event, drain_s: float
+) -> None:
+    await server.run(listeners, stop, drain_s)
+    stopped.set()
+
+
+async def _first(signals: object) -> None:
+    async for _ in signals:  # type: ignore[attr-defined]
+        return
+
+
+async def _second(signals: object, scope: trio.CancelScope) -> None:
+    await _first(signals)
+    log.warning("stopping at once")
+    scope.cancel()

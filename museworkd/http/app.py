@@ -1,0 +1,113 @@
+"""The front of the HTTP floor: request ids, routing, errors, the access log.
+
+Byte routes (pushes, blobs, packs) run on the seam of ``exchange``; everything else has a small body, which is read
+here under the same deadlines and handed to the control plane whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import structlog
+import trio
+
+from actors.refusals import refusal_for
+from museworkd.http.control import make_control_plane
+from museworkd.http.exchange import ClientDisconnected, Exchange
+from museworkd.http.fetch_routes import get_blob, get_mpack
+from museworkd.http.negotiation import write_body
+from museworkd.http.push_route import push_stream
+from museworkd.http.services import HttpServices
+from wire.errors import Code, Refusal
+
+log = structlog.get_logger("access")
+
+Handler = Callable[[HttpServices, Exchange, Mapping[str, str]], Awaitable[None]]
+
+RETRY_AFTER_S = 1
+_REPOSITORY = r"/(?P<owner>[^/]+)/(?P<slug>[^/]+)"
+_ROUTES: list[tuple[str, re.Pattern[str], Handler]] = [
+    ("POST", re.compile(_REPOSITORY + "/push/stream"), push_stream),
+    ("GET", re.compile(_REPOSITORY + "/o/(?P<object_id>[^/]+)"), get_blob),
+    ("GET", re.compile(_REPOSITORY + "/mpack/(?P<mpack_id>[0-9a-f]{64})"), get_mpack),
+]
+
+
+class HttpApp:
+    """The ASGI application."""
+
+    def __init__(self, services: HttpServices) -> None:
+        self._services = services
+        self._control = make_control_plane(services)
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:
+        """Serve one request; never raises but for cancellation."""
+        if scope["type"] != "http":
+            return
+        environment = self._services.environment
+        request_id = environment.random_bytes(8).hex()
+        began = trio.current_time()
+        try:
+            exchange = Exchange(scope, receive, send, self._services.settings, request_id)
+        except UnicodeDecodeError:
+            await _refuse_undecodable(send, request_id)
+            return
+        try:
+            await self._route(exchange)
+        except ClientDisconnected:
+            pass
+        except Exception as error:  # noqa: BLE001 - every failure gets an answer, and a bug its trace in the log
+            await self._answer_error(exchange, error)
+        finally:
+            log.info(
+                "request", request_id=request_id, method=exchange.method, path=exchange.path[:200],
+                status=exchange.status, received=exchange.received_bytes, sent=exchange.sent_bytes,
+                ms=round((trio.current_time() - began) * 1000, 1),
+            )  # fmt: skip
+
+    async def _route(self, exchange: Exchange) -> None:
+        wanted = "GET" if exchange.method == "HEAD" else exchange.method
+        known = False
+        for method, pattern, handler in _ROUTES:
+            match = pattern.fullmatch(exchange.path)
+            if match is None:
+                continue
+            known = True
+            if method == wanted:
+                await handler(self._services, exchange, match.groupdict())
+                return
+        if known:
+            raise Refusal(Code.METHOD_NOT_ALLOWED, f"{exchange.method} is not offered here")
+        await self._control(exchange)
+
+    async def _answer_error(self, exchange: Exchange, error: Exception) -> None:
+        refusal = refusal_for(error)
+        if refusal is None:
+            log.error("request failed", request_id=exchange.request_id, path=exchange.path[:200], exc_info=error)
+            refusal = Refusal(Code.INTERNAL, "the server made a mistake; its log has the details")
+        if exchange.started:
+            raise ConnectionAbortedError from None  # the connection is cut: a partial answer must not look whole
+        await answer_refusal(exchange, refusal)
+
+
+async def answer_refusal(exchange: Exchange, refusal: Refusal) -> None:
+    """Send the error envelope of protocol §11."""
+    kind, body = write_body(refusal.body(exchange.request_id), exchange.headers.get("accept", ""))
+    headers = [("content-type", kind), ("cache-control", "no-store")]
+    if refusal.code is Code.UNAUTHENTICATED:
+        headers.append(("www-authenticate", 'Bearer realm="museworkd"'))
+    if refusal.code.status in {429, 503}:
+        headers.append(("retry-after", str(RETRY_AFTER_S)))
+    if refusal.code is Code.RANGE_MISMATCH and "size" in refusal.facts:
+        headers.append(("content-range", f"bytes */{refusal.facts['size']}"))
+    await exchange.respond(refusal.code.status, headers, body)
+
+
+async def _refuse_undecodable(send: Any, request_id: str) -> None:
+    refusal = Refusal(Code.MALFORMED, "the path is not valid UTF-8")
+    kind, body = write_body(refusal.body(request_id), "")
+    headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": refusal.code.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

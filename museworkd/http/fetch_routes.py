@@ -1,0 +1,79 @@
+"""The byte routes that give: one blob, and assembled mpacks (protocol §4, §8)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from museworkd.http.access import authenticate, find_for
+from museworkd.http.exchange import Exchange
+from museworkd.http.ranges import parse_range
+from museworkd.http.services import HttpServices
+from storage.errors import ObjectDamaged
+from storage.layout import fetch_pack_key
+from storage.object_store import ReadRange
+from storage.rows import Right
+from wire.errors import Code, Refusal
+from wire.ids import Kind, Scheme, hash_bytes, parse_id
+from wire.mpack import MEDIA_TYPE
+
+_VERIFIED_BYTES = 8 * 1024 * 1024
+"""Blobs up to this size are hashed before their first byte goes out."""
+
+
+async def get_blob(services: HttpServices, exchange: Exchange, names: Mapping[str, str]) -> None:
+    """``GET o/{object_id}``: one blob this repository holds; Range and ETag as usual."""
+    identity = await authenticate(services.index, services.environment, exchange.headers.get("authorization"))
+    repository, _ = await find_for(services.index, identity, names["owner"], names["slug"], Right.READ)
+    scheme = repository.scheme or Scheme.TYPED
+    object_id = parse_id(names["object_id"], scheme, "object id")
+    place = (await services.index.held_places(repository.number, scheme, [object_id])).get(object_id)
+    if place is None:
+        raise Refusal(Code.NOT_FOUND, "no such object in this repository")
+    etag = f'"{object_id.hex()}"'
+    headers = [
+        ("content-type", "application/octet-stream"), ("etag", etag), ("accept-ranges", "bytes"),
+        ("cache-control", "private, no-cache"), ("vary", "authorization"), ("x-content-type-options", "nosniff"),
+        ("content-security-policy", "default-src 'none'; sandbox"),
+    ]  # fmt: skip
+    if exchange.headers.get("if-none-match") in {etag, "*"}:
+        await exchange.respond(304, headers, b"")
+        return
+    whole: bytes | None = None
+    key = place.key(scheme)
+    if place.size <= _VERIFIED_BYTES and exchange.method == "GET":
+        (whole,) = await services.store.get_ranges([ReadRange(key, place.offset, place.size)])
+        if hash_bytes(Kind.BLOB, whole, scheme) != object_id:
+            raise ObjectDamaged(f"object {object_id.hex()} does not hash to its id")
+    await _send_content(services, exchange, headers, key, place.offset, place.size, whole)
+
+
+async def get_mpack(services: HttpServices, exchange: Exchange, names: Mapping[str, str]) -> None:
+    """``GET mpack/{id}``: an assembled fetch, by a signed URL that needs no authorisation."""
+    services.signer.check(exchange.method, exchange.path, exchange.query, services.environment.now().timestamp())
+    key = fetch_pack_key(bytes.fromhex(names["mpack_id"]))
+    size = await services.store.size(key)
+    headers = [
+        ("content-type", MEDIA_TYPE), ("etag", f'"{names["mpack_id"]}"'), ("accept-ranges", "bytes"),
+        ("cache-control", "private, max-age=3600, immutable"),
+    ]  # fmt: skip
+    await _send_content(services, exchange, headers, key, 0, size, None)
+
+
+async def _send_content(
+    services: HttpServices, exchange: Exchange, headers: list[tuple[str, str]], key: str, offset: int, size: int,
+    whole: bytes | None,
+) -> None:  # fmt: skip
+    matches = exchange.headers.get("if-range") in {None, dict(headers)["etag"]}
+    wanted = parse_range(exchange.headers.get("range") if matches else None, size)
+    start, length = wanted or (0, size)
+    if wanted is not None:
+        headers = [*headers, ("content-range", f"bytes {start}-{start + length - 1}/{size}")]
+    await exchange.start(206 if wanted is not None else 200, [*headers, ("content-length", str(length))])
+    if exchange.method == "GET" and length:
+        if whole is not None:
+            await exchange.send(whole[start : start + length])
+        else:
+            async with services.store.stream(key, offset + start, length) as pieces:
+                async for piece in pieces:
+                    await exchange.send(piece)
+    await exchange.finish()

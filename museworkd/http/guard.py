@@ -1,0 +1,253 @@
+"""hypercorn's HTTP/1.1 connection, guarded.
+
+Stock hypercorn 0.18 on trio lets one connection end the whole process (any exception of its protocol escapes into the
+server's nursery), speaks HTTP/2 and WebSocket on request, deadlocks a connection whose application answers
+before it has read its request, and resets that connection before the answer has arrived. Here
+
+* whatever goes wrong in a connection ends that connection only;
+* HTTP/1.1 is all that is spoken (TLS and HTTP/2 belong to the proxy in front);
+* data for an application that has finished is dropped, and a disconnect never waits;
+* after an early answer the connection is closed for writing and read on for a while, so that a client that is
+  still uploading gets to see the answer;
+* a client that ends its sending side after a complete request still gets its answer;
+* a client that does not take its answer is dropped after a while.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import h11
+import structlog
+import trio
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol.events import Request
+from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
+from hypercorn.protocol.http_stream import HTTPStream
+from hypercorn.trio.task_group import TaskGroup, _handle
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import AppWrapper, ConnectionState
+from hypercorn.utils import parse_socket_addr
+
+from museworkd.http.settings import HttpSettings
+
+log = structlog.get_logger("http")
+
+READ_BYTES = 64 * 1024
+"""h11 is three to five times slower with 256 KiB reads."""
+_QUEUED_EVENTS = 8
+
+
+class GuardedConnection(TCPServer):
+    """One connection; :meth:`run` never raises but for cancellation."""
+
+    def __init__(
+        self, app: AppWrapper, config: Config, context: WorkerContext, settings: HttpSettings,
+        stream: trio.SocketStream,
+    ) -> None:  # fmt: skip
+        super().__init__(app, config, context, {}, stream)  # type: ignore[arg-type]
+        self._settings = settings
+        self._lingering = False
+        self._reader_scope: trio.CancelScope | None = None
+
+    async def run(self) -> None:
+        """Serve the connection to its end."""
+        try:
+            await self._serve()
+        except OSError:
+            pass  # the peer is gone
+        except BaseExceptionGroup as group:
+            mine, rest = group.split(Exception)
+            if mine is not None and mine.subgroup(lambda e: not isinstance(e, OSError)) is not None:
+                log.error("connection ended by an error", exc_info=mine)
+            if rest is not None:
+                raise rest from None
+        except Exception:
+            log.exception("connection ended by an error")
+        finally:
+            await self._close()
+
+    async def _serve(self) -> None:
+        socket = self.stream.socket
+        client = parse_socket_addr(socket.family, socket.getpeername())
+        server = parse_socket_addr(socket.family, socket.getsockname())
+        async with _ConnectionTasks() as tasks:
+            self._task_group = tasks
+            self._http = _Http1Protocol(
+                self.app, self.config, self.context, tasks, ConnectionState({}), False, client, server,
+                self.protocol_send,
+            )  # fmt: skip
+            self.protocol = self._http  # type: ignore[assignment]
+            await self.idle_task.restart(tasks, self._idle_timeout)
+            await self._read_data()
+
+    async def protocol_send(self, event: Event) -> None:
+        """Pass bytes on to the client; turn an early close into a lingering one."""
+        if isinstance(event, RawData):
+            await self._send(event.data)
+        elif isinstance(event, Closed) and self._still_uploading():
+            await self._begin_linger()
+        else:
+            await super().protocol_send(event)
+
+    async def _send(self, data: bytes) -> None:
+        async with self.send_lock:
+            try:
+                with trio.fail_after(self._settings.send_s):
+                    await self.stream.send_all(data)
+            except trio.Cancelled:
+                await trio.aclose_forcefully(self.stream)  # a part may be out: nothing sensible can follow
+                raise
+            except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+                await trio.aclose_forcefully(self.stream)
+                await self.protocol.handle(Closed())
+
+    def _still_uploading(self) -> bool:
+        return not self._lingering and self._http.connection.their_state is h11.SEND_BODY
+
+    async def _begin_linger(self) -> None:
+        self._lingering = True
+        await self.idle_task.stop()
+        try:
+            await self.stream.send_eof()
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+            await self.stream.aclose()
+        if self._reader_scope is not None:
+            self._reader_scope.cancel()  # the reader goes on by dropping what it reads
+
+    async def _read_data(self) -> None:
+        while not self._lingering:
+            data = await self._read_some()
+            if data is None:
+                break
+            if not data and self._http.request_is_complete:
+                return  # only the sending side has ended: the answer is still wanted
+            await self.protocol.handle(RawData(data))
+            if not data:
+                break
+        if self._lingering:
+            await self._linger()
+        await self.protocol.handle(Closed())
+
+    async def _read_some(self) -> bytes | None:
+        """Give the next bytes; ``None`` when the connection is gone or lingers now."""
+        scope = self._reader_scope = trio.CancelScope()
+        try:
+            with scope:
+                return bytes(await self.stream.receive_some(READ_BYTES))
+        except (trio.ClosedResourceError, trio.BrokenResourceError):
+            pass
+        finally:
+            self._reader_scope = None
+        return None
+
+    async def _linger(self) -> None:
+        left = self._settings.linger_bytes
+        with trio.move_on_after(self._settings.linger_s):
+            try:
+                while left > 0 and (data := await self.stream.receive_some(READ_BYTES)):
+                    left -= len(data)
+            except (trio.ClosedResourceError, trio.BrokenResourceError):
+                pass
+
+
+class _Http1Protocol(H11Protocol):
+    """HTTP/1.1 and nothing else."""
+
+    @property
+    def request_is_complete(self) -> bool:
+        """Whether a whole request has been read and is being answered."""
+        return self.stream is not None and self.connection.their_state in {h11.DONE, h11.MUST_CLOSE}
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        if event.method == b"PRI":
+            raise h11.RemoteProtocolError("HTTP/2 is not spoken here", error_status_hint=505)
+        if event.method == b"CONNECT":
+            raise h11.RemoteProtocolError("this is not a proxy", error_status_hint=405)
+        event.target.decode("ascii")  # h11 lets through what the URL grammar does not
+
+    async def _handle_events(self) -> None:
+        try:
+            await super()._handle_events()
+        except (h11.RemoteProtocolError, UnicodeDecodeError) as error:
+            if self.connection.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+                await self._send_error_response(getattr(error, "error_status_hint", 400))
+            await self.send(Closed())
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        self.stream = HTTPStream(
+            self.app, self.config, self.context, self.task_group, self.ssl, self.client, self.server,
+            self.stream_send, STREAM_ID,
+        )  # fmt: skip
+        await self.stream.handle(
+            Request(
+                stream_id=STREAM_ID, headers=list(request.headers), http_version=request.http_version.decode("ascii"),
+                method=request.method.decode("ascii").upper(), raw_path=request.target, state=self.connection_state,
+            )
+        )  # fmt: skip
+        self.keep_alive_requests += 1
+
+
+class _ConnectionTasks(TaskGroup):
+    """Start the application with a queue that cannot deadlock the connection."""
+
+    async def spawn_app(
+        self, app: AppWrapper, config: Config, scope: Any, send: Callable[[Any], Awaitable[None]]
+    ) -> Callable[[Any], Awaitable[None]]:
+        queue = _AppQueue()
+
+        async def run() -> None:
+            try:
+                await _handle(app, config, scope, queue.get, send, trio.to_thread.run_sync, trio.from_thread.run)
+            finally:
+                queue.finish()
+
+        self.spawn(run)
+        return queue.put
+
+
+class _AppQueue:
+    """Events on their way to the application: bounded, unless it is gone or the client is."""
+
+    def __init__(self) -> None:
+        self._events: deque[Any] = deque()
+        self._disconnect: Any = None
+        self._finished = False
+        self._changed = trio.Event()
+
+    async def put(self, event: Any) -> None:
+        """Queue an event; waits while the application is behind."""
+        if event["type"] == "http.disconnect":
+            self._disconnect = event
+            self._wake()
+            return
+        while len(self._events) >= _QUEUED_EVENTS and not self._finished and self._disconnect is None:
+            await self._changed.wait()
+        if not self._finished and self._disconnect is None:
+            self._events.append(event)
+            self._wake()
+
+    async def get(self) -> Any:
+        """Give the next event; a disconnect is given again and again."""
+        while not self._events and self._disconnect is None:
+            await self._changed.wait()
+        await trio.lowlevel.checkpoint()
+        if self._events:
+            event = self._events.popleft()
+            self._wake()
+            return event
+        return self._disconnect
+
+    def finish(self) -> None:
+        """The application has ended: drop everything from now on."""
+        self._finished = True
+        self._events.clear()
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()

@@ -1,0 +1,44 @@
+"""Control bodies: msgpack or JSON, in and out (protocol §4)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import msgpack
+
+from wire.canonical import parse_json
+from wire.errors import Code, Refusal, malformed
+from wire.pull import unpack_whole
+
+MSGPACK = "application/x-msgpack"
+JSON = "application/json"
+_MSGPACK_TYPES = {MSGPACK, "application/msgpack", "application/vnd.msgpack"}
+
+
+def read_body(body: bytes, content_type: str) -> dict[str, object]:
+    """Decode a control body by its Content-Type; an empty body is an empty map.
+
+    Raises:
+        Refusal: ``unsupported_media`` or ``malformed``.
+    """
+    if not body:
+        return {}
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind in _MSGPACK_TYPES:
+        value = unpack_whole(body, "the body")
+    elif kind in {JSON, "", "text/json"}:
+        value = parse_json(body, "the body")
+    else:
+        raise Refusal(Code.UNSUPPORTED_MEDIA, f"a body of type {kind[:60]!a}: send {MSGPACK} or {JSON}")
+    if not isinstance(value, dict):
+        raise malformed("the body is not a map")
+    return value
+
+
+def write_body(value: Mapping[str, object] | list[object], accept: str) -> tuple[str, bytes]:
+    """Encode an answer; gives Content-Type and body. msgpack when ``Accept`` names it, JSON otherwise."""
+    if any(part.partition(";")[0].strip().lower() in _MSGPACK_TYPES for part in accept.split(",")):
+        packed: bytes = msgpack.packb(value, use_bin_type=True)
+        return MSGPACK, packed
+    return JSON, json.dumps(value, ensure_ascii=False).encode("utf-8", errors="replace")

@@ -1,0 +1,68 @@
+"""``POST push/stream``: the request's body into a push actor, its frames back, both at once (protocol §5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import trio
+
+from actors.push.actor import PushActor
+from actors.push.context import PushRequest
+from museworkd.http.access import authenticate, find_for
+from museworkd.http.exchange import ClientDisconnected, Exchange
+from museworkd.http.services import HttpServices
+from storage.rows import Right
+from wire.errors import Code, Refusal
+
+MEDIA_TYPE = "application/x-muse-packstream"
+_ACCEPTED = {MEDIA_TYPE, "application/octet-stream", ""}
+
+
+async def push_stream(services: HttpServices, exchange: Exchange, names: Mapping[str, str]) -> None:
+    """Take a push. Authentication and look-up come before the body; their failures are plain statuses."""
+    identity = await authenticate(services.index, services.environment, exchange.headers.get("authorization"))
+    repository, right = await find_for(services.index, identity, names["owner"], names["slug"], Right.WRITE)
+    assert identity is not None
+    kind = exchange.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in _ACCEPTED:
+        raise Refusal(Code.UNSUPPORTED_MEDIA, f"a push stream has the type {MEDIA_TYPE}")
+    actor = PushActor(services.push, PushRequest(repository, identity.handle, right, exchange.request_id))
+    await services.supervisor.start(actor)
+    async with actor.answers, trio.open_nursery() as nursery:
+        nursery.start_soon(_feed, exchange, actor)
+        await _relay(exchange, actor)
+        nursery.cancel_scope.cancel()
+
+
+async def _feed(exchange: Exchange, actor: PushActor) -> None:
+    """Pass the body on as fast as the actor takes it."""
+    try:
+        while True:
+            piece = await exchange.body_piece()
+            await actor.post(piece)
+            if not piece:
+                return
+    except ClientDisconnected:
+        await _tell(actor, None)
+    except Refusal as refusal:
+        actor.interrupt(refusal)
+    except trio.BrokenResourceError:
+        pass  # the actor has its verdict already
+
+
+async def _tell(actor: PushActor, message: None) -> None:
+    try:
+        await actor.post(message)
+    except trio.BrokenResourceError:
+        pass
+
+
+async def _relay(exchange: Exchange, actor: PushActor) -> None:
+    async for frame in actor.answers:
+        if not exchange.started:
+            await exchange.start(200, [("content-type", MEDIA_TYPE), ("cache-control", "no-store")])
+        await exchange.send(frame)
+    if actor.at_door is not None:
+        raise actor.at_door
+    if exchange.started:
+        await exchange.finish()

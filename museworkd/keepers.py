@@ -1,0 +1,80 @@
+"""Permanent actors that keep house."""
+
+from __future__ import annotations
+
+import structlog
+import trio
+
+from actors.actor import Actor
+from storage.environment import Environment
+from storage.errors import IndexUnavailable, StorageError
+from storage.object_store import ObjectStore
+from storage.postgres.embedded import EmbeddedPostgres
+
+log = structlog.get_logger("keeper")
+
+LOOK_EVERY_S = 1.0
+SWEEP_EVERY_S = 600.0
+_DELETE_BATCH = 500
+
+
+class EmbeddedKeeper(Actor[None]):
+    """Start the embedded PostgreSQL again when it has died; it recovers by itself."""
+
+    def __init__(self, embedded: EmbeddedPostgres) -> None:
+        super().__init__("embedded postgres", mailbox_size=0)
+        self._embedded = embedded
+
+    async def run(self) -> None:
+        """Look after it for ever."""
+        while True:
+            await trio.sleep(LOOK_EVERY_S)
+            if await trio.to_thread.run_sync(self._embedded.alive):
+                continue
+            log.error("the embedded PostgreSQL has died, starting it again")
+            try:
+                await trio.to_thread.run_sync(self._embedded.start)
+            except IndexUnavailable as error:
+                log.error("it does not start", error=str(error))
+
+    async def handle(self, message: None) -> None:
+        """The keeper takes no messages."""
+
+
+class FetchPackKeeper(Actor[None]):
+    """Delete assembled fetch packs whose URLs have expired."""
+
+    def __init__(self, store: ObjectStore, environment: Environment, keep_s: float) -> None:
+        super().__init__("fetch packs", mailbox_size=0)
+        self._store = store
+        self._environment = environment
+        self._keep_s = keep_s
+
+    async def run(self) -> None:
+        """Sweep for ever."""
+        while True:
+            try:
+                deleted = await self.sweep()
+            except StorageError as error:
+                log.warning("fetch packs not swept", error=str(error))
+            else:
+                if deleted:
+                    log.info("swept fetch packs", count=deleted)
+            await trio.sleep(SWEEP_EVERY_S)
+
+    async def sweep(self) -> int:
+        """Delete what has expired; gives how many."""
+        limit = self._environment.now().timestamp() - self._keep_s
+        count = 0
+        expired: list[str] = []
+        async for stored in self._store.scan("fetch"):
+            if stored.modified < limit:
+                expired.append(stored.key)
+            if len(expired) >= _DELETE_BATCH:
+                await self._store.delete(expired)
+                count, expired = count + len(expired), []
+        await self._store.delete(expired)
+        return count + len(expired)
+
+    async def handle(self, message: None) -> None:
+        """The keeper takes no messages."""

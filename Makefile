@@ -1,0 +1,39 @@
+# Two commands to begin with: `make demo` and `make test`. The rest is for development; `make help` lists it.
+SHELL := /bin/sh
+PY := .venv/bin/python
+REPO ?= .
+WORKERS ?= 2
+
+.PHONY: help setup demo test run lint types imports check fuzz clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
+
+setup:  ## make the virtual environment
+	@tools/bootstrap
+
+demo: setup  ## push a real git history in and clone it back, verified (REPO=path-or-bundle for another one)
+	@$(PY) tools/demo.py "$(REPO)"
+
+test: setup  ## run the whole test suite
+	@$(PY) -m pytest -n $(WORKERS) --dist loadgroup tests
+
+run: setup  ## serve on 127.0.0.1:1337 with data under var/, until Ctrl-C
+	@.venv/bin/museworkd serve --data-dir var
+
+lint: setup  ## style
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check .
+
+types: setup  ## strict types
+	@.venv/bin/mypy && .venv/bin/pyright
+
+imports: setup  ## the floors: imports run down only
+	@.venv/bin/lint-imports --no-cache
+
+check: lint types imports test  ## everything a change has to pass
+
+fuzz: setup  ## fuzz the decoders for SECONDS each (default 60), starting from the corpus
+	@$(PY) -m tests.fuzz.run $(or $(SECONDS),60)
+
+clean:  ## remove what the targets made, data included
+	rm -rf .venv var build dist ./*.egg-info .mypy_cache .ruff_cache .hypothesis

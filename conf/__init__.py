@@ -1,0 +1,1 @@
+"""Annotated configuration and service units; read with ``importlib.resources``."""

@@ -29,7 +29,7 @@ from storage.environment import Environment, SystemEnvironment
 from storage.errors import ObjectDamaged, ObjectMissing, StorageError, StoreFull, StoreUnavailable
 from storage.layout import check_key
 from storage.object_store import ReadRange, StoredObject, StoreStatistics
-from storage.objects.durability import Durability, sync_directory
+from storage.objects.durability import Durability, Settler, sync_directory, write_new
 from wire.ids import Scheme
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ class FilesystemStore:
 
     def __init__(self, root: Path, durability: Durability, environment: Environment | None = None) -> None:
         self._root = root
-        self._durability = durability
+        self._settler = Settler(root, durability)
         self._environment = environment or SystemEnvironment()
         self._limiter = trio.CapacityLimiter(THREADS)
         self._known_directories: set[str] = set()
@@ -146,14 +146,14 @@ class FilesystemStore:
             for key, content in items:
                 path = self._temporary_path()
                 staged.append((path, key))
-                self._durability.write(path, content)
-            self._durability.settle([path for path, _ in staged], self._root)
+                write_new(path, content)
+            self._settler.settle([path for path, _ in staged])
             targets = {key: self._target(key) for _, key in staged}
             while staged:
                 path, key = staged[0]
                 path.replace(targets[key])
                 staged.pop(0)
-            self._durability.settle_directories({target.parent for target in targets.values()}, self._root)
+            self._settler.settle_directories({target.parent for target in targets.values()})
         finally:
             for path, _ in staged:
                 path.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ import trio
 from storage.errors import ObjectDamaged
 from storage.index import History
 from storage.rows import SnapshotRow
-from storage.snapshots import build_manifest
+from storage.snapshots import build_manifest, unpack_changes
 from wire.ids import Scheme
 from wire.limits import Limits
 from wire.manifest import Manifest
@@ -73,6 +73,15 @@ class ManifestCache:
         return manifest, chain
 
     async def get(self, snapshot_id: bytes) -> Manifest:
-        """Give a manifest, from memory or from the index."""
+        """Give a manifest: from memory, as changes to one in memory, or from the index."""
         found = self.at_hand(snapshot_id)
-        return found if found is not None else (await self.load(snapshot_id))[0]
+        if found is not None:
+            return found
+        row = (await self._index.snapshot_deltas(self._scheme, [snapshot_id])).get(snapshot_id)
+        base = self.at_hand(row.base_id) if row is not None and row.base_id is not None else None
+        if row is None or base is None:
+            return (await self.load(snapshot_id))[0]
+        changes = unpack_changes(row.delta)
+        manifest = base.apply(changes.upsert, changes.remove, changes.directories, self._limits)
+        self.keep(snapshot_id, manifest)
+        return manifest

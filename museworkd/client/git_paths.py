@@ -7,6 +7,7 @@ is known.
 
 from __future__ import annotations
 
+import functools
 from hashlib import sha256
 
 from wire.limits import DEFAULT_LIMITS
@@ -15,6 +16,7 @@ from wire.paths import PathPolicy, path_problem
 _MARK_BYTES = 16
 
 
+@functools.lru_cache(maxsize=131_072)
 def muse_path(raw: bytes) -> str:
     """Give the Muse path for a git path; equal to it whenever that is possible."""
     try:

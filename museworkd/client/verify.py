@@ -16,9 +16,12 @@ from museworkd.client.ingest import CLIENT_LIMITS
 from museworkd.client.progress import Meter, Phase
 from museworkd.client.repository import LocalRepository
 from storage.errors import ObjectDamaged
+from storage.snapshots import unpack_changes
 from wire.canonical import parse_canonical
 from wire.errors import Refusal
 from wire.ids import format_id
+from wire.manifest import Manifest
+from wire.manifest import empty as empty_manifest
 from wire.paths import PathPolicy
 from wire.records import Commit, parse_commit
 from wire.signatures import check_signature
@@ -103,11 +106,8 @@ class _History:
     async def _snapshot(self, snapshot_id: bytes) -> None:
         if snapshot_id in self._checked:
             return
-        self._checked.add(snapshot_id)
         scheme, report = self._repository.scheme, self._report
         chain = await self._repository.index.snapshot_chain(scheme, snapshot_id)
-        base = self._manifests.at_hand(chain[1].snapshot_id) if len(chain) > 1 else None
-        before = set(base.blobs()) if base is not None else set()
         try:
             manifest = await self._manifests.get(snapshot_id)
         except (ObjectDamaged, Refusal) as error:
@@ -115,9 +115,13 @@ class _History:
             return
         if manifest.snapshot_id(scheme) != snapshot_id:
             report.problem(f"snapshot {snapshot_id.hex()} does not hash to its id")
-        for blob_id in set(manifest.blobs()) - before:
+        # what a checked base has was checked with it; only what is new to it is left
+        based = bool(chain) and chain[0].base_id in self._checked
+        named = unpack_changes(chain[0].delta).upsert.values() if based else manifest.blobs()
+        for blob_id in set(named):
             if blob_id not in self._blobs:
                 report.problem(f"snapshot {snapshot_id.hex()}: blob {blob_id.hex()} is missing")
+        self._checked.add(snapshot_id)
         report.snapshots += 1
 
 
@@ -154,6 +158,9 @@ class _GitComparison:
         self._modes: dict[bytes, dict[str, str]] = {}
         self._trees: dict[str, dict[bytes, tuple[str, str]]] = {}
         self._blob_names: dict[bytes, str] = {}
+        self._previous: Manifest = empty_manifest(PathPolicy.RELAXED)
+        self._found: dict[str, tuple[str, str]] = {}
+        self._found_modes: dict[str, str] = {}
         self._manifests = ManifestCache(repository.index, repository.scheme, PathPolicy.RELAXED, CLIENT_LIMITS)
 
     async def run(self, meter: Meter) -> None:
@@ -196,22 +203,34 @@ class _GitComparison:
         report.git_commits += 1
         self._compare_object(sha, commit)
         wanted = self._files(self._git.commit(sha).tree)
+        found = await self._muse_files(commit)
+        self._report.git_files += len(found)
+        if found == wanted:
+            return
+        for path in sorted(found.keys() | wanted.keys()):
+            if path not in wanted:
+                report.problem(f"git commit {sha}: {path!a} is not in git")
+            elif path not in found:
+                report.problem(f"git commit {sha}: {path!a} is missing")
+            elif found[path] != wanted[path]:
+                report.problem(f"git commit {sha}: {path!a} is {found[path]}, in git {wanted[path]}")
+
+    async def _muse_files(self, commit: Commit) -> dict[str, tuple[str, str]]:
+        """Give a commit's files: mode and git name. Derived from the commit before, so only changes cost."""
         manifest = await self._manifests.get(commit.snapshot_id)
         modes = self._modes[commit.commit_id]
-        seen = 0
-        for path, blob_id in manifest.items():
-            expected = wanted.get(path)
-            seen += 1
-            if expected is None:
-                report.problem(f"git commit {sha}: {path!a} is not in git")
-            elif expected[1] != self._git_name(blob_id, len(sha)):
-                report.problem(f"git commit {sha}: {path!a} differs from git's")
-            elif expected[0] != modes.get(path, PLAIN_MODE):
-                report.problem(f"git commit {sha}: {path!a} has mode {modes.get(path, PLAIN_MODE)}, not {expected[0]}")
-        if seen != len(wanted):
-            lost = set(wanted) - set(manifest.paths())
-            report.problem(f"git commit {sha}: {len(lost)} files are missing, such as {next(iter(lost), '')!a}")
-        report.git_files += seen
+        upsert, remove = self._previous.changes_to(manifest)
+        changed = dict(self._found)
+        for path in remove:
+            del changed[path]
+        width = len(next(iter(self._muse)))
+        for path, blob_id in upsert.items():
+            changed[path] = (modes.get(path, PLAIN_MODE), self._git_name(blob_id, width))
+        for path, _ in modes.items() ^ self._found_modes.items():
+            if path in changed:
+                changed[path] = (modes.get(path, PLAIN_MODE), changed[path][1])
+        self._previous, self._found, self._found_modes = manifest, changed, modes
+        return changed
 
     def _compare_object(self, sha: str, commit: Commit) -> None:
         """Rebuild git's commit object and check its hash."""

@@ -52,15 +52,15 @@ class PushActor(Actor[bytes | None]):
         self._last_said_s = trio.current_time()
         self._done = False
         self._complete = False
-        self._interruption: Refusal | None = None
+        self._interruption: Refusal | ClientGone | None = None
         self._waiting = trio.CancelScope()
         self.ticket: PushTicket | None = None
         self.at_door: Refusal | None = None
         """A refusal before the first frame was understood: a plain HTTP status (protocol §5)."""
 
-    def interrupt(self, refusal: Refusal) -> None:
-        """End the push with a refusal that comes from outside, such as a body that arrives too slowly."""
-        self._interruption = refusal
+    def interrupt(self, reason: Refusal | ClientGone) -> None:
+        """End a push whose body is not complete: it arrives too slowly, or nobody sends it any more."""
+        self._interruption = self._interruption or reason
         self._waiting.cancel()
 
     async def handle(self, message: bytes | None) -> None:
@@ -68,31 +68,35 @@ class PushActor(Actor[bytes | None]):
 
     async def run(self) -> None:
         """Take the push to its verdict and say it."""
+        with self._out:  # whatever happens, nobody waits for more
+            try:
+                header = await self._first_frame()
+            except ClientGone:
+                return
+            except Refusal as refusal:
+                self.at_door = refusal
+                return
+            except Exception:
+                self.at_door = _mistake()
+                raise
+            self._services.heartbeats.add(self)
+            try:
+                await self._run(header)
+            except ClientGone:
+                log.info("push cut", request_id=self._request.request_id, received=self._reader.objects)
+            finally:
+                self._services.heartbeats.remove(self)
+
+    async def _run(self, header: Header) -> None:
         began = trio.current_time()
-        try:
-            header = await self._first_frame()
-        except ClientGone:
-            self._out.close()
-            return
-        except Refusal as refusal:
-            self.at_door = refusal
-            self._out.close()
-            return
-        self._services.heartbeats.add(self)
-        try:
-            self._say("P", {"stage": "receiving", "done": 0, "total": None, "message": ""})
-            kind, members = await self._to_verdict(header)
-            log.info(
-                "push", request_id=self._request.request_id, repository=str(self._request.repository.repo_id),
-                kind=kind, seconds=round(trio.current_time() - began, 3),
-                **{k: v for k, v in members.items() if k not in {"request_id", "missing"}},
-            )  # fmt: skip
-            await self._last_word(kind, members)
-        except ClientGone:
-            log.info("push cut", request_id=self._request.request_id, received=self._reader.objects)
-        finally:
-            self._services.heartbeats.remove(self)
-            self._out.close()
+        self._say("P", {"stage": "receiving", "done": 0, "total": None, "message": ""})
+        kind, members = await self._to_verdict(header)
+        log.info(
+            "push", request_id=self._request.request_id, repository=str(self._request.repository.repo_id),
+            kind=kind, seconds=round(trio.current_time() - began, 3),
+            **{k: v for k, v in members.items() if k not in {"request_id", "missing"}},
+        )  # fmt: skip
+        await self._last_word(kind, members)
 
     def tick(self, quiet_s: float) -> None:
         """Send a heartbeat frame when nothing was said for a while (see ``actors.heartbeat``)."""
@@ -109,7 +113,7 @@ class PushActor(Actor[bytes | None]):
             if refusal is None:
                 if _is_gone(error):
                     raise ClientGone from None
-                await self._last_word("X", _internal(self._request.request_id))
+                await self._last_word("X", _mistake().body(self._request.request_id))
                 raise
             await self._keep_refusal(refusal)
             return "X", refusal.body(self._request.request_id)
@@ -246,8 +250,8 @@ class PushActor(Actor[bytes | None]):
                 pass  # nobody listens any more; the verdict is kept under the push id
 
 
-def _internal(request_id: str) -> dict[str, object]:
-    return Refusal(Code.INTERNAL, "the server made a mistake; its log has the details").body(request_id)
+def _mistake() -> Refusal:
+    return Refusal(Code.INTERNAL, "the server made a mistake; its log has the details")
 
 
 def _is_gone(error: BaseException) -> bool:

@@ -20,6 +20,7 @@ from actors.push.context import BATCH_BYTES, BATCH_OBJECTS, BATCHES_PER_PUSH, At
 from actors.spool import SpoolDirectory
 from storage.layout import loose_key
 from storage.rows import StoredBlob
+from wire.errors import Refusal
 from wire.frames import Event, Object, ObjectBegin, ObjectEnd, ObjectPiece
 
 Parcel = Sequence[Object] | LargeObject
@@ -48,14 +49,24 @@ class ObjectStages:
                 nursery.start_soon(self._put_and_record, batches.clone(), settled)
             batches.close()
             with parcels_in:
-                following = await self._decode(next_event, parcels_in)
+                try:
+                    following: Event | Refusal = await self._decode(next_event, parcels_in)
+                except Refusal as refusal:
+                    following = refusal  # what is wrong with an earlier object is told first
+        if isinstance(following, Refusal):
+            raise following
         return following
 
     async def _decode(self, next_event: NextEvent, parcels: trio.MemorySendChannel[Parcel]) -> Event:
         waiting: list[Object] = []
         size = 0
         while True:
-            event = await next_event()
+            try:
+                event = await next_event()
+            except Refusal:
+                if waiting:
+                    await parcels.send(waiting)
+                raise
             if isinstance(event, Object):
                 waiting.append(event)
                 size += len(event.content)

@@ -200,11 +200,10 @@ async def _exchange(remote: Remote, sender: _Sender, meter: Meter) -> Mapping[st
 async def _listen(duplex: Duplex, phase: Phase) -> Mapping[str, object]:
     await duplex.response()
     if duplex.status != 200:
-        body = b"".join([piece async for piece in duplex.pieces()])
-        raise refused(duplex.status, duplex.content_type, body)
+        raise refused(duplex.status, duplex.content_type, await duplex.receive_all())
     reader = FrameReader(Grammar.ANSWER, CLIENT_LIMITS)
     try:
-        async for piece in duplex.pieces():
+        while piece := await duplex.receive():
             reader.receive_data(piece)
             while not isinstance(event := reader.next_event(), NeedData):
                 match event:

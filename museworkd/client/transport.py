@@ -142,16 +142,23 @@ class Duplex:
         self.status = event.status_code
         self.content_type = next((v.decode("latin-1") for k, v in event.headers if k == b"content-type"), "")
 
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """Give the answer's body."""
+    async def receive(self) -> bytes:
+        """Give the next piece of the answer's body, ``b""`` at its end."""
         while True:
             event = await self._next()
-            if isinstance(event, h11.Data):
-                yield bytes(event.data)
-            elif isinstance(event, h11.EndOfMessage):
-                return
-            else:
+            if isinstance(event, h11.EndOfMessage):
+                return b""
+            if not isinstance(event, h11.Data):
                 raise TransferError(f"{self._name}: the connection was closed in the middle of the answer")
+            if event.data:
+                return bytes(event.data)
+
+    async def receive_all(self, most: int = _ERROR_BODY_BYTES) -> bytes:
+        """Give a short body whole, or its first ``most`` bytes."""
+        body = b""
+        while len(body) < most and (piece := await self.receive()):
+            body += piece
+        return body[:most]
 
     async def _begin(self, method: str, target: str, headers: Mapping[str, str]) -> None:
         await self._write(

@@ -51,21 +51,27 @@ class HttpApp:
         began = trio.current_time()
         try:
             exchange = Exchange(scope, receive, send, self._services.settings, request_id)
-        except UnicodeDecodeError:
-            await _refuse_undecodable(send, request_id)
+        except Refusal as refusal:
+            await _refuse_unrouted(send, request_id, refusal)
             return
         try:
-            await self._route(exchange)
+            await self._serve(exchange)
         except ClientDisconnected:
             pass
-        except Exception as error:  # noqa: BLE001 - every failure gets an answer, and a bug its trace in the log
-            await self._answer_error(exchange, error)
         finally:
             log.info(
                 "request", request_id=request_id, method=exchange.method, path=exchange.path[:200],
                 status=exchange.status, received=exchange.received_bytes, sent=exchange.sent_bytes,
                 ms=round((trio.current_time() - began) * 1000, 1),
             )  # fmt: skip
+
+    async def _serve(self, exchange: Exchange) -> None:
+        try:
+            await self._route(exchange)
+        except ClientDisconnected:
+            raise
+        except Exception as error:  # noqa: BLE001 - every failure gets an answer, and a bug its trace in the log
+            await self._answer_error(exchange, error)
 
     async def _route(self, exchange: Exchange) -> None:
         wanted = "GET" if exchange.method == "HEAD" else exchange.method
@@ -105,9 +111,9 @@ async def answer_refusal(exchange: Exchange, refusal: Refusal) -> None:
     await exchange.respond(refusal.code.status, headers, body)
 
 
-async def _refuse_undecodable(send: Any, request_id: str) -> None:
-    refusal = Refusal(Code.MALFORMED, "the path is not valid UTF-8")
+async def _refuse_unrouted(send: Any, request_id: str, refusal: Refusal) -> None:
     kind, body = write_body(refusal.body(request_id), "")
-    headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": refusal.code.status, "headers": headers})
+    headers = {"content-type": kind, "content-length": str(len(body)), "x-request-id": request_id}
+    raw = [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": refusal.code.status, "headers": raw})
     await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, unquote
 import trio
 
 from museworkd.http.settings import HttpSettings
-from wire.errors import Code, Refusal
+from wire.errors import Code, Refusal, malformed
 
 PIECE_BYTES = 256 * 1024
 """Answers are cut into pieces of at most this size, so that a slow reader is noticed."""
@@ -24,7 +24,11 @@ class ClientDisconnected(Exception):
 
 
 class Exchange:
-    """One HTTP request and its answer."""
+    """One HTTP request and its answer.
+
+    Raises:
+        Refusal: ``malformed`` for a path that cannot name anything.
+    """
 
     def __init__(self, scope: Mapping[str, Any], receive: Any, send: Any, settings: HttpSettings, request_id: str):
         self._receive = receive
@@ -91,25 +95,35 @@ class Exchange:
         self.status = status
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
         raw.append((b"x-request-id", self.request_id.encode("ascii")))
-        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+        await self._emit({"type": "http.response.start", "status": status, "headers": raw})
 
     async def send(self, data: bytes) -> None:
-        """Send bytes of the answer; waits while the client does not take them."""
+        """Send bytes of the answer; waits while the client does not take them.
+
+        Raises:
+            ClientDisconnected: nobody takes the answer any more.
+        """
         view = memoryview(data)
         for at in range(0, len(view), PIECE_BYTES):
             piece = bytes(view[at : at + PIECE_BYTES])
             self.sent_bytes += len(piece)
-            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+            await self._emit({"type": "http.response.body", "body": piece, "more_body": True})
 
     async def finish(self) -> None:
         """End the answer."""
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._emit({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def respond(self, status: int, headers: Iterable[tuple[str, str]], body: bytes) -> None:
         """Answer at once."""
         await self.start(status, [*headers, ("content-length", str(len(body)))])
         await self.send(body)
         await self.finish()
+
+    async def _emit(self, message: Mapping[str, Any]) -> None:
+        try:
+            await self._send(message)
+        except OSError:
+            raise ClientDisconnected from None
 
     async def _next_event(self) -> Mapping[str, Any]:
         settings = self._settings
@@ -127,7 +141,13 @@ class Exchange:
 
 
 def _decoded(raw_path: bytes) -> str:
-    return unquote(raw_path.decode("ascii"), errors="strict")
+    try:
+        path = unquote(raw_path.decode("ascii"), errors="strict")
+    except UnicodeDecodeError:
+        raise malformed("the path is not valid UTF-8") from None
+    if "\0" in path:
+        raise malformed("the path holds a NUL")
+    return path
 
 
 def _query(raw: bytes) -> dict[str, str]:

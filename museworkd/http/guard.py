@@ -15,6 +15,7 @@ before it has read its request, and resets that connection before the answer has
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -23,7 +24,7 @@ import h11
 import structlog
 import trio
 from hypercorn.config import Config
-from hypercorn.events import Closed, Event, RawData
+from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import Request
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
@@ -40,6 +41,7 @@ log = structlog.get_logger("http")
 READ_BYTES = 64 * 1024
 """h11 is three to five times slower with 256 KiB reads."""
 _QUEUED_EVENTS = 8
+_FULL_URL = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
 
 
 class GuardedConnection(TCPServer):
@@ -52,6 +54,7 @@ class GuardedConnection(TCPServer):
         super().__init__(app, config, context, {}, stream)  # type: ignore[arg-type]
         self._settings = settings
         self._lingering = False
+        self._reading = True
         self._reader_scope: trio.CancelScope | None = None
 
     async def run(self) -> None:
@@ -69,7 +72,7 @@ class GuardedConnection(TCPServer):
         except Exception:
             log.exception("connection ended by an error")
         finally:
-            await self._close()
+            await trio.aclose_forcefully(self.stream)  # under cancellation as well
 
     async def _serve(self) -> None:
         socket = self.stream.socket
@@ -84,6 +87,8 @@ class GuardedConnection(TCPServer):
             self.protocol = self._http  # type: ignore[assignment]
             await self.idle_task.restart(tasks, self._idle_timeout)
             await self._read_data()
+            self._reading = False
+            await self.idle_task.stop()  # it would hold a connection that is gone
 
     async def protocol_send(self, event: Event) -> None:
         """Pass bytes on to the client; turn an early close into a lingering one."""
@@ -91,7 +96,7 @@ class GuardedConnection(TCPServer):
             await self._send(event.data)
         elif isinstance(event, Closed) and self._still_uploading():
             await self._begin_linger()
-        else:
+        elif self._reading or not isinstance(event, Updated):
             await super().protocol_send(event)
 
     async def _send(self, data: bytes) -> None:
@@ -124,9 +129,10 @@ class GuardedConnection(TCPServer):
             data = await self._read_some()
             if data is None:
                 break
-            if not data and self._http.request_is_complete:
-                return  # only the sending side has ended: the answer is still wanted
+            answering = self._http.request_is_complete
             await self.protocol.handle(RawData(data))
+            if not data and answering:
+                return  # only the sending side has ended: the answer is still wanted, and is the last one
             if not data:
                 break
         if self._lingering:
@@ -168,14 +174,14 @@ class _Http1Protocol(H11Protocol):
             raise h11.RemoteProtocolError("HTTP/2 is not spoken here", error_status_hint=505)
         if event.method == b"CONNECT":
             raise h11.RemoteProtocolError("this is not a proxy", error_status_hint=405)
-        event.target.decode("ascii")  # h11 lets through what the URL grammar does not
+        _origin_form(event.target)
 
     async def _handle_events(self) -> None:
         try:
             await super()._handle_events()
-        except (h11.RemoteProtocolError, UnicodeDecodeError) as error:
+        except h11.RemoteProtocolError as error:
             if self.connection.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
-                await self._send_error_response(getattr(error, "error_status_hint", 400))
+                await self._send_error_response(error.error_status_hint)
             await self.send(Closed())
 
     async def _create_stream(self, request: h11.Request) -> None:
@@ -186,10 +192,22 @@ class _Http1Protocol(H11Protocol):
         await self.stream.handle(
             Request(
                 stream_id=STREAM_ID, headers=list(request.headers), http_version=request.http_version.decode("ascii"),
-                method=request.method.decode("ascii").upper(), raw_path=request.target, state=self.connection_state,
+                method=request.method.decode("ascii").upper(), raw_path=_origin_form(request.target),
+                state=self.connection_state,
             )
         )  # fmt: skip
         self.keep_alive_requests += 1
+
+
+def _origin_form(target: bytes) -> bytes:
+    """Give path and query of a request target; a full URL is meant for us as well (RFC 9112 §3.2.2)."""
+    full = _FULL_URL.match(target)
+    if full is not None:
+        target = target[full.end() :]
+        target = target if target.startswith(b"/") else b"/" + target
+    if not target.isascii() or not target.startswith(b"/"):  # h11 lets through what the URL grammar does not
+        raise h11.RemoteProtocolError("the request target is not a path")
+    return target
 
 
 class _ConnectionTasks(TaskGroup):
@@ -200,9 +218,14 @@ class _ConnectionTasks(TaskGroup):
     ) -> Callable[[Any], Awaitable[None]]:
         queue = _AppQueue()
 
+        async def give(message: Any) -> None:
+            if queue.disconnected and message is not None:
+                raise ConnectionResetError("nobody takes this answer any more")
+            await send(message)
+
         async def run() -> None:
             try:
-                await _handle(app, config, scope, queue.get, send, trio.to_thread.run_sync, trio.from_thread.run)
+                await _handle(app, config, scope, queue.get, give, trio.to_thread.run_sync, trio.from_thread.run)
             finally:
                 queue.finish()
 
@@ -218,6 +241,11 @@ class _AppQueue:
         self._disconnect: Any = None
         self._finished = False
         self._changed = trio.Event()
+
+    @property
+    def disconnected(self) -> bool:
+        """Whether the client is gone, or has its whole answer."""
+        return self._disconnect is not None
 
     async def put(self, event: Any) -> None:
         """Queue an event; waits while the application is behind."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import trio
 
-from actors.push.actor import PushActor
+from actors.push.actor import ClientGone, PushActor
 from actors.push.context import PushRequest
 from museworkd.http.access import authenticate, find_for
 from museworkd.http.exchange import ClientDisconnected, Exchange
@@ -28,10 +28,13 @@ async def push_stream(services: HttpServices, exchange: Exchange, names: Mapping
         raise Refusal(Code.UNSUPPORTED_MEDIA, f"a push stream has the type {MEDIA_TYPE}")
     actor = PushActor(services.push, PushRequest(repository, identity.handle, right, exchange.request_id))
     await services.supervisor.start(actor)
-    async with actor.answers, trio.open_nursery() as nursery:
-        nursery.start_soon(_feed, exchange, actor)
-        await _relay(exchange, actor)
-        nursery.cancel_scope.cancel()
+    try:
+        async with actor.answers, trio.open_nursery() as nursery:
+            nursery.start_soon(_feed, exchange, actor)
+            await _relay(exchange, actor)
+            nursery.cancel_scope.cancel()
+    finally:
+        actor.interrupt(ClientGone())  # nobody feeds it any more; one that has its whole body does not mind
 
 
 async def _feed(exchange: Exchange, actor: PushActor) -> None:
@@ -58,11 +61,17 @@ async def _tell(actor: PushActor, message: None) -> None:
 
 
 async def _relay(exchange: Exchange, actor: PushActor) -> None:
+    """Pass the frames on; when the client is gone they are dropped, and the push goes on to its end."""
+    gone = False
     async for frame in actor.answers:
-        if not exchange.started:
-            await exchange.start(200, [("content-type", MEDIA_TYPE), ("cache-control", "no-store")])
-        await exchange.send(frame)
+        if not gone:
+            try:
+                if not exchange.started:
+                    await exchange.start(200, [("content-type", MEDIA_TYPE), ("cache-control", "no-store")])
+                await exchange.send(frame)
+            except ClientDisconnected:
+                gone = True
     if actor.at_door is not None:
         raise actor.at_door
-    if exchange.started:
+    if exchange.started and not gone:
         await exchange.finish()

@@ -57,14 +57,16 @@ class HttpServer:
         """Serve until ``stop`` is set; then stop accepting, let requests finish for ``drain_s`` seconds, and end."""
         context = WorkerContext(None)
         async with trio.open_nursery() as connections:
-            async with trio.open_nursery() as accepting:
+            try:
+                async with trio.open_nursery() as accepting:
+                    for listener in listeners:
+                        accepting.start_soon(self._accept, listener, context, connections)
+                    task_status.started()
+                    await stop.wait()
+                    accepting.cancel_scope.cancel()
+            finally:
                 for listener in listeners:
-                    accepting.start_soon(self._accept, listener, context, connections)
-                task_status.started()
-                await stop.wait()
-                accepting.cancel_scope.cancel()
-            for listener in listeners:
-                await listener.aclose()
+                    listener.socket.close()  # also under cancellation
             await context.terminated.set()
             connections.cancel_scope.deadline = trio.current_time() + drain_s
 
@@ -105,15 +107,14 @@ async def open_listeners(host: str, port: int) -> list[trio.SocketListener]:
 
 
 async def _refuse(stream: trio.SocketStream) -> None:
-    with trio.move_on_after(1):
-        try:
+    try:
+        with trio.move_on_after(1), contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             await stream.send_all(_BUSY % (len(_BUSY_BODY), _BUSY_BODY))
             await stream.send_eof()
             while await stream.receive_some(65536):
                 pass
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
-    await trio.aclose_forcefully(stream)
+    finally:
+        await trio.aclose_forcefully(stream)
 
 
 def _hypercorn_config(settings: HttpSettings) -> Config:

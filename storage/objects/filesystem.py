@@ -17,8 +17,8 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -103,7 +103,8 @@ class FilesystemStore:
             if offset + wanted > total or wanted < 0:
                 raise ObjectDamaged(f"{key} has {total} bytes, {offset}+{wanted} were asked for")
             self._statistics.gets += 1
-            yield self._pieces(key, fd, offset, wanted)
+            async with aclosing(self._pieces(key, fd, offset, wanted)) as pieces:
+                yield pieces
         finally:
             os.close(fd)
 
@@ -206,7 +207,7 @@ class FilesystemStore:
                 os.close(fd)
         return result
 
-    async def _pieces(self, key: str, fd: int, offset: int, size: int) -> AsyncIterator[bytes]:
+    async def _pieces(self, key: str, fd: int, offset: int, size: int) -> AsyncGenerator[bytes, None]:
         while size:
             count = min(size, PIECE_BYTES)
             piece = await self._in_thread(lambda c=count, o=offset: _pread_all(fd, c, o, key))  # type: ignore[misc]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,12 +58,13 @@ class MemoryStore:
         total = len(self._find(key))
         wanted = self._cut(key, offset, total - offset if size is None else size)
 
-        async def pieces() -> AsyncIterator[bytes]:
+        async def pieces() -> AsyncGenerator[bytes, None]:
             for at in range(0, len(wanted), _PIECE_BYTES):
                 await trio.lowlevel.checkpoint()
                 yield wanted[at : at + _PIECE_BYTES]
 
-        yield pieces()
+        async with aclosing(pieces()) as given:
+            yield given
 
     async def size(self, key: str) -> int:
         """See ``ObjectStore``."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 
 from storage.errors import ObjectDamaged
 from storage.layout import content_matches, verifier
@@ -36,10 +36,11 @@ class VerifyingStore(WrappedStore):
             if offset or size is not None:
                 yield pieces
             else:
-                yield _checked(key, await self.inner.size(key), pieces)
+                async with aclosing(_checked(key, await self.inner.size(key), pieces)) as checked:
+                    yield checked
 
 
-async def _checked(key: str, size: int, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _checked(key: str, size: int, pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
     check = verifier(key, size)
     held = b""
     async for piece in pieces:

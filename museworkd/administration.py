@@ -89,6 +89,26 @@ async def create_token(
     return token, secret
 
 
+def shown(repository: Repository) -> dict[str, object]:
+    """Give a repository as the API shows it."""
+    settings = repository.settings
+    return {
+        "repo_id": str(repository.repo_id),
+        "owner": repository.owner,
+        "slug": repository.slug,
+        "visibility": repository.visibility.value,
+        "scheme": None if repository.scheme is None else repository.scheme.value,
+        "default_branch": repository.default_branch,
+        "domain": repository.domain,
+        "created_at": repository.created_at.isoformat(),
+        "settings": {
+            "relaxed_paths": settings.relaxed_paths,
+            "require_signed_commits": settings.require_signed_commits,
+            "protected_branches": list(settings.protected_branches),
+        },
+    }
+
+
 def _check_name(value: object, what: str) -> str:
     if not isinstance(value, str) or not _NAME.fullmatch(value) or ".." in value:
         raise malformed(f"{what} is 1 to 100 letters, digits, dots, dashes or underscores")

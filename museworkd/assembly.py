@@ -47,7 +47,7 @@ class Deployment:
 @asynccontextmanager
 async def open_deployment(config: Config, environment: Environment | None = None) -> AsyncIterator[Deployment]:
     """Reach the database a configuration names, its schema up to date."""
-    embedded = None if config.database.url else EmbeddedPostgres(config.main.data_dir)
+    embedded = None if config.database.url else EmbeddedPostgres(config.data_dir)
     if embedded is not None:
         await trio.to_thread.run_sync(embedded.start)
     try:
@@ -85,7 +85,7 @@ async def make_services(
     """Make what the HTTP floor works with, and the children its supervisor has to run."""
     environment = environment or SystemEnvironment()
     heartbeats = Heartbeats()
-    spool_dir = config.main.data_dir / "spool"
+    spool_dir = config.data_dir / "spool"
     signer = UrlSigner(await index.secret(SECRET_NAME, environment.random_bytes(SECRET_BYTES)))
     services = HttpServices(
         index, store, environment, Supervisor(),

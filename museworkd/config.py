@@ -1,7 +1,8 @@
 """Configuration: defaults < TOML file < environment < flags, each value with where it came from.
 
-A key is ``section.name``. In the environment it is ``MUSEWORKD_SECTION_NAME``, on the command line
-``--set section.name=value``. An unknown key anywhere is an error at start-up, never ignored.
+A key is ``section.name``, or a name alone for what stands before all sections. In the environment it is
+``MUSEWORKD_SECTION_NAME``, on the command line ``--set section.name=value``. An unknown key anywhere is an error
+at start-up, never ignored.
 """
 
 from __future__ import annotations
@@ -32,14 +33,6 @@ class ConfigError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class MainConfig:
-    """``[main]``."""
-
-    data_dir: Path = Path("var")
-    """Where the embedded database, the filesystem store and temporary files live."""
-
-
-@dataclass(frozen=True, slots=True)
 class ServerConfig(HttpSettings):
     """``[server]``: where to listen, and how connections are treated."""
 
@@ -60,10 +53,13 @@ class DatabaseConfig:
     """``[database]``."""
 
     url: str = ""
-    """A PostgreSQL connection string or URL; empty: the embedded PostgreSQL under ``main.data_dir``."""
+    """A PostgreSQL connection string or URL; empty: the embedded PostgreSQL under ``data_dir``."""
     pool_size: int = 8
+    """Connections of one daemon; each is held for milliseconds."""
     statement_timeout_s: float = 60.0
+    """For one statement, enforced by PostgreSQL."""
     lock_timeout_s: float = 10.0
+    """For a row another transaction holds, enforced by PostgreSQL."""
     auto_migrate: bool = True
     """Bring the schema up to date at start. Several versions side by side: switch off and run ``migrate``."""
 
@@ -73,12 +69,15 @@ class StoreConfig:
     """``[store]``."""
 
     path: Path = Path()
-    """Directory of the object store; empty: ``main.data_dir``/store."""
+    """Directory of the object store; empty: ``data_dir``/store."""
     sync: Durability = Durability.GROUP
     """``group``: one syncfs per batch; ``each``: one fdatasync per file (a disk shared with heavy writers)."""
     parallel_puts: int = 100
+    """Objects of one daemon being written at once."""
     parallel_gets: int = 64
+    """Reads of one daemon under way at once."""
     call_timeout_s: float = 60.0
+    """For one call on small contents; large files get a second more for each MiB."""
     retry_s: float = 30.0
     """How long temporary failures of the store are tried again."""
 
@@ -88,6 +87,7 @@ class LogConfig:
     """``[log]``."""
 
     level: str = "info"
+    """``debug``, ``info``, ``warning`` or ``error``."""
     format: str = "auto"
     """``json``, ``console``, or ``auto``: console on a terminal."""
 
@@ -96,7 +96,8 @@ class LogConfig:
 class Config:
     """Everything that can be set."""
 
-    main: MainConfig = field(default_factory=MainConfig)
+    data_dir: Path = Path("var")
+    """Where the embedded database, the filesystem store and temporary files live."""
     server: ServerConfig = field(default_factory=ServerConfig)
     database: DatabaseConfig = field(default_factory=DatabaseConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
@@ -112,7 +113,7 @@ class Config:
     @property
     def store_path(self) -> Path:
         """The object store's directory."""
-        return self.store.path if self.store.path != Path() else self.main.data_dir / "store"
+        return self.store.path if self.store.path != Path() else self.data_dir / "store"
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,8 @@ def _layers(
             raise ConfigError(f"{path}: {error}") from error
         for section, values in document.items():
             if not isinstance(values, dict):
-                raise ConfigError(f"{path}: unknown setting {section!r}: settings stand in sections")
+                yield section, values, str(path)
+                continue
             for name, value in values.items():
                 yield f"{section}.{name}", value, str(path)
     by_variable = {ENVIRONMENT_PREFIX + key.replace(".", "_").upper(): key for key, _, _ in _keys()}
@@ -195,8 +197,12 @@ def _config_file(file: Path | None, environment: Mapping[str, str]) -> Path | No
 
 def _keys() -> Iterator[tuple[str, object, object]]:
     defaults = Config()
+    own = typing.get_type_hints(Config)
     for section in fields(Config):
         part = getattr(defaults, section.name)
+        if not dataclasses.is_dataclass(part):
+            yield section.name, own[section.name], part
+            continue
         annotations = typing.get_type_hints(type(part))
         for entry in fields(part):
             yield f"{section.name}.{entry.name}", annotations[entry.name], getattr(part, entry.name)
@@ -204,17 +210,21 @@ def _keys() -> Iterator[tuple[str, object, object]]:
 
 def _build(values: Mapping[str, object]) -> Config:
     config = Config()
+    changes: dict[str, object] = {}
     for section in fields(Config):
         part = getattr(config, section.name)
-        changed = {entry.name: values[f"{section.name}.{entry.name}"] for entry in fields(part)}
-        config = dataclasses.replace(config, **{section.name: dataclasses.replace(part, **changed)})
-    return config
+        if section.name in values:
+            changes[section.name] = values[section.name]
+        else:
+            changed = {entry.name: values[f"{section.name}.{entry.name}"] for entry in fields(part)}
+            changes[section.name] = dataclasses.replace(part, **changed)
+    return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
 
 
 def _convert(key: str, value: object, wanted: object, origin: str) -> object:
     try:
         return _converted(value, wanted)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, KeyError):
         name = wanted.__name__ if isinstance(wanted, type | types.GenericAlias) else str(wanted)
         raise ConfigError(f"{origin}: {key} is not a {name}: {value!r}") from None
 
@@ -240,12 +250,12 @@ def _converted(value: object, wanted: object) -> object:
 
 
 def _check(config: Config) -> None:
-    for section in fields(Config):
-        part = getattr(config, section.name)
-        for entry in fields(part):
-            value = getattr(part, entry.name)
-            if isinstance(value, int | float) and not isinstance(value, bool) and not value > 0:
-                raise ConfigError(f"{section.name}.{entry.name} must be greater than 0, not {value}")
+    for key, _, _ in _keys():
+        value: object = config
+        for name in key.split("."):
+            value = getattr(value, name)
+        if isinstance(value, int | float) and not isinstance(value, bool) and not value > 0:
+            raise ConfigError(f"{key} must be greater than 0, not {value}")
     host, _, port = config.server.bind.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
         raise ConfigError(f"server.bind is not host:port: {config.server.bind!r}")

@@ -31,7 +31,7 @@ async def run_daemon(config: Config, announce: Callable[[str], None]) -> None:
     """Serve until told to stop; ``announce`` is called with the URL once requests are answered."""
     tune_allocator()
     environment = SystemEnvironment()
-    spool_dir = config.main.data_dir / "spool"
+    spool_dir = config.data_dir / "spool"
     await trio.to_thread.run_sync(lambda: spool_dir.mkdir(parents=True, exist_ok=True))
     await trio.to_thread.run_sync(sweep, spool_dir, environment.now().timestamp() - STALE_TEMPORARY_S)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import trio
 
 from museworkd.assembly import make_services
-from museworkd.config import Config, MainConfig
+from museworkd.config import Config
 from museworkd.http.access import hash_secret
 from museworkd.http.app import HttpApp
 from museworkd.http.server import HttpServer, open_listeners
@@ -142,7 +142,7 @@ async def serving(
     index: Index, store: ObjectStore, tmp_path: Path, environment: Environment | None = None, **changes: object
 ) -> AsyncIterator[Server]:
     """Serve; ``changes`` are settings such as ``server__drain_s=1``."""
-    config = Config(main=MainConfig(data_dir=tmp_path / "data"))
+    config = Config(data_dir=tmp_path / "data")
     for name, value in changes.items():
         section, _, key = name.partition("__")
         config = replace(config, **{section: replace(getattr(config, section), **{key: value})})

@@ -53,7 +53,7 @@ def _directory_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @guarded
 def import_command(source: Path, target: Path, quiet: bool, as_json: bool) -> None:
     """Import a git repository or bundle SOURCE into a new Muse repository TARGET."""
-    with LocalRepository.init(target) as repository:
+    with LocalRepository.fresh(target) as repository:
         report: ImportReport = run(import_git, source, repository, meter_for(quiet=quiet))
     for line in _import_notes(report):
         say(f"note: {line}")
@@ -94,7 +94,9 @@ def push_command(
         wanted = list(repository.branches()) if all_branches else list(branches) or [repository.head_branch]
         for branch in wanted:
             report = run(_push_one, repository, where, branch, quiet, force, lease)
-            repository.set_remote_branch("origin", branch, repository.branches()[branch])
+            for name, url in repository.remotes().items():
+                if url == where.url:
+                    repository.set_remote_branch(name, branch, repository.branches()[branch])
             reports.append(report)
             if not as_json:
                 click.echo(_push_line(report))

@@ -100,7 +100,7 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that choose the configuration."""
     options = [
         click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file."),
-        click.option("--data-dir", type=str, help="Short for --set main.data_dir=…"),
+        click.option("--data-dir", type=str, help="Short for --set data_dir=…"),
         click.option("--database-url", type=str, help="Short for --set database.url=…"),
         click.option("--set", "settings", multiple=True, metavar="SECTION.NAME=VALUE", help="Set one setting."),
     ]
@@ -120,7 +120,7 @@ def load_config(
         if not equals:
             raise ConfigError(f"--set takes SECTION.NAME=VALUE, not {text!r}")
         flags[key] = value
-    for name, given in {"main.data_dir": data_dir, "database.url": database_url, **more}.items():
+    for name, given in {"data_dir": data_dir, "database.url": database_url, **more}.items():
         if given is not None:
             flags[name.replace("__", ".")] = given
     return load(config_file, None, flags)

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import importlib
+
 import click
 
-from museworkd.cli.client_commands import clone_command, fetch_command, import_command, push_command, verify_command
-from museworkd.cli.config_commands import config_group
-from museworkd.cli.operator_commands import migrate_command, repo_group, token_group
-from museworkd.cli.serve_command import serve_command
+_COMMANDS = {
+    "serve": ("serve_command", "serve_command"),
+    "migrate": ("operator_commands", "migrate_command"),
+    "repo": ("operator_commands", "repo_group"),
+    "token": ("operator_commands", "token_group"),
+    "config": ("config_commands", "config_group"),
+    "git-import": ("client_commands", "import_command"),
+    "push": ("client_commands", "push_command"),
+    "clone": ("client_commands", "clone_command"),
+    "fetch": ("client_commands", "fetch_command"),
+    "verify": ("client_commands", "verify_command"),
+}
+"""Name → module and object: a command is imported when it is called, so that a client does not load the server."""
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's
+        if cmd_name not in _COMMANDS:
+            return None
+        module, name = _COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(f"museworkd.cli.{module}"), name)
+        return command
 
 
 @click.group(
+    cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done; 1 refused or wrong, yours to mend; 2 wrong usage; 3 damaged, unreachable or cut; "
     "4 wrong configuration or schema; 130 interrupted.",
@@ -19,12 +43,6 @@ from museworkd.cli.serve_command import serve_command
 def main() -> None:
     """The server of the Muse version-control system, and a client for it."""
 
-
-for _command in (
-    serve_command, migrate_command, repo_group, token_group, config_group,
-    import_command, push_command, clone_command, fetch_command, verify_command,
-):  # fmt: skip
-    main.add_command(_command)
 
 if __name__ == "__main__":
     main()

@@ -10,11 +10,10 @@ from typing import Any
 import click
 import trio
 
-from museworkd.administration import create_repository, create_token
+from museworkd.administration import create_repository, create_token, shown
 from museworkd.assembly import database_settings, open_deployment
 from museworkd.cli.common import EXIT_USER, config_options, emit, guarded, lifetime, load_config, run, say, table_of
 from museworkd.config import Config
-from museworkd.http.repository_routes import shown
 from storage.environment import SystemEnvironment
 from storage.index import Index
 from storage.migrate import migrate
@@ -44,7 +43,7 @@ def migrate_command(
     config, _ = load_config(config_file, data_dir, database_url, settings)
 
     async def inside() -> list[str]:
-        embedded = None if config.database.url else EmbeddedPostgres(config.main.data_dir)
+        embedded = None if config.database.url else EmbeddedPostgres(config.data_dir)
         if embedded is not None:
             await trio.to_thread.run_sync(embedded.start)
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,24 +86,19 @@ async def clone(remote: Remote, target: Path, meter: Meter, *, depth: int | None
     """
     if target.exists() and any(target.iterdir()):
         raise ClientError(f"{target} exists and is not empty")
-    existed = target.exists()
-    try:
-        async with Api(remote) as api:
-            refs = await api.get("refs")
-        with LocalRepository.init(target, str(refs.get("domain", "code"))) as repository:
-            repository.set_remote("origin", remote.url)
-            report = await fetch(repository, remote, meter, depth=depth)
-            for branch, head in repository.remote_branches("origin").items():
-                repository.set_branch(branch, head)
-            branches = repository.branches()
-            if report.default_branch in branches or not branches:
-                repository.set_head_branch(report.default_branch)
-            else:
-                repository.set_head_branch(next(iter(branches)))
-            return report
-    except BaseException:
-        shutil.rmtree(target / ".muse" if existed else target, ignore_errors=True)
-        raise
+    async with Api(remote) as api:
+        refs = await api.get("refs")
+    with LocalRepository.fresh(target, str(refs.get("domain", "code"))) as repository:
+        repository.set_remote("origin", remote.url)
+        report = await fetch(repository, remote, meter, depth=depth)
+        for branch, head in repository.remote_branches("origin").items():
+            repository.set_branch(branch, head)
+        branches = repository.branches()
+        if report.default_branch in branches or not branches:
+            repository.set_head_branch(report.default_branch)
+        else:
+            repository.set_head_branch(next(iter(branches)))
+        return report
 
 
 async def _take(repository: LocalRepository, answer: Mapping[str, object], report: FetchReport, meter: Meter) -> None:

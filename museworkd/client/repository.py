@@ -19,6 +19,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 from urllib.parse import quote, unquote
@@ -35,6 +38,10 @@ _DIRECTORY = ".muse"
 _UNESCAPED = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
 _NAME_MOST = 200
 _LONG = "%long-"
+
+
+class RepositoryExists(ClientError):
+    """There is one already, and it is not ours to touch."""
 
 
 class LocalRepository:
@@ -58,11 +65,11 @@ class LocalRepository:
         self.files = PackFiles(self.packs, self.scheme)
 
     @classmethod
-    def init(cls, root: Path, domain: str = "code", default_branch: str = "main") -> LocalRepository:
+    def init(cls, root: Path, domain: str = "code", default_branch: str = "main") -> Self:
         """Make an empty repository; the directory may exist, a repository in it may not."""
         directory = root / _DIRECTORY
         if (directory / "repo.json").exists():
-            raise ClientError(f"{root} is a Muse repository already")
+            raise RepositoryExists(f"{root} is a Muse repository already")
         for part in ("packs", "refs/heads", "refs/remotes", "refs/tags"):
             (directory / part).mkdir(parents=True, exist_ok=True)
         _write(directory / "HEAD", f"{default_branch}\n")
@@ -70,6 +77,20 @@ class LocalRepository:
         facts = {"format": FORMAT, "scheme": Scheme.TYPED.value, "domain": domain}
         _write(directory / "repo.json", json.dumps(facts, indent=1) + "\n")
         return cls(root)
+
+    @classmethod
+    @contextmanager
+    def fresh(cls, root: Path, domain: str = "code") -> Iterator[Self]:
+        """Make a repository for a block that fills it; one that fails leaves nothing behind."""
+        existed = root.exists()
+        try:
+            with cls.init(root, domain) as repository:
+                yield repository
+        except RepositoryExists:
+            raise
+        except BaseException:
+            shutil.rmtree(root / _DIRECTORY if existed else root, ignore_errors=True)
+            raise
 
     @classmethod
     def find(cls, start: Path) -> LocalRepository:

@@ -87,6 +87,8 @@ class Api:
             headers["content-type"] = MSGPACK
         try:
             response = await self._client.request(method, self._remote.at(path), headers=headers, content=content)
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise TransferError(f"cannot reach {self._remote.url}: {error or type(error).__name__}") from error
         except httpx.HTTPError as error:
             raise TransferError(f"{self._remote.url}: {error or type(error).__name__}") from error
         if response.status_code >= 300:

@@ -20,6 +20,7 @@ from wire.errors import Code, Refusal
 def make_control_plane(services: HttpServices) -> Callable[[Exchange], Awaitable[None]]:
     """Build the Quart application and give the function that runs it for one exchange."""
     app = QuartTrio("museworkd", static_folder=None)
+    app.url_map.merge_slashes = False  # our clients follow no redirects
     app.config.update(
         PROPAGATE_EXCEPTIONS=True,  # the front answers errors, here as everywhere
         RESPONSE_TIMEOUT=None,

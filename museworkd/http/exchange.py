@@ -41,7 +41,7 @@ class Exchange:
         self.request_id = request_id
         self.method: str = scope["method"]
         self.path = _decoded(scope["raw_path"])
-        """Decoded once, segment by segment."""
+        """Decoded once; an encoded slash is a slash."""
         self.query = _query(scope["query_string"])
         self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         self.started = False

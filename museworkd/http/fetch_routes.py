@@ -63,7 +63,7 @@ async def _send_content(
     services: HttpServices, exchange: Exchange, headers: list[tuple[str, str]], key: str, offset: int, size: int,
     whole: bytes | None,
 ) -> None:  # fmt: skip
-    matches = exchange.headers.get("if-range") in {None, dict(headers)["etag"]}
+    matches = exchange.method == "GET" and exchange.headers.get("if-range") in {None, dict(headers)["etag"]}
     wanted = parse_range(exchange.headers.get("range") if matches else None, size)
     start, length = wanted or (0, size)
     if wanted is not None:

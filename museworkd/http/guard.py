@@ -72,7 +72,7 @@ class GuardedConnection(TCPServer):
         except Exception:
             log.exception("connection ended by an error")
         finally:
-            await trio.aclose_forcefully(self.stream)  # under cancellation as well
+            await self._close()
 
     async def _serve(self) -> None:
         socket = self.stream.socket
@@ -117,10 +117,11 @@ class GuardedConnection(TCPServer):
     async def _begin_linger(self) -> None:
         self._lingering = True
         await self.idle_task.stop()
-        try:
-            await self.stream.send_eof()
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
-            await self.stream.aclose()
+        async with self.send_lock:
+            try:
+                await self.stream.send_eof()
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                await self._close()
         if self._reader_scope is not None:
             self._reader_scope.cancel()  # the reader goes on by dropping what it reads
 
@@ -150,6 +151,9 @@ class GuardedConnection(TCPServer):
         finally:
             self._reader_scope = None
         return None
+
+    async def _close(self) -> None:
+        await trio.aclose_forcefully(self.stream)  # under cancellation as well, and whatever another task does with it
 
     async def _linger(self) -> None:
         left = self._settings.linger_bytes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import trio
 from quart import Response
 from quart_trio import QuartTrio
@@ -10,6 +12,7 @@ from museworkd.http.services import HttpServices
 from storage.errors import IndexUnavailable, ObjectMissing, StorageError
 
 CHECK_TIMEOUT_S = 3.0
+RETRY_AFTER_S = 1
 _PROBE_KEY = "fetch/probe"
 
 
@@ -21,23 +24,36 @@ def register(app: QuartTrio, services: HttpServices) -> None:
     async def livez() -> Response:
         return answer({"status": "live"})
 
+    async def index_state() -> str:
+        try:
+            await services.index.ping()
+        except IndexUnavailable:
+            return "unavailable"
+        return "ok"
+
+    async def store_state() -> str:
+        try:
+            await services.store.size(_PROBE_KEY)
+        except ObjectMissing:
+            pass  # it answered
+        except StorageError:
+            return "unavailable"
+        return "ok"
+
     @app.get("/readyz")
     async def readyz() -> Response:
-        checks = {"index": "ok", "store": "ok", "supervisor": "ok"}
-        with trio.move_on_after(CHECK_TIMEOUT_S) as scope:
-            try:
-                await services.index.ping()
-            except IndexUnavailable:
-                checks["index"] = "unavailable"
-            try:
-                await services.store.size(_PROBE_KEY)
-            except ObjectMissing:
-                pass  # it answered
-            except StorageError:
-                checks["store"] = "unavailable"
-        if scope.cancelled_caught:
-            checks = {name: state if state != "ok" else "no answer in time" for name, state in checks.items()}
-        if services.supervisor.draining:
-            checks["supervisor"] = "draining"
-        ready = all(state == "ok" for state in checks.values())
-        return answer({"status": "ready" if ready else "not ready", "checks": checks}, 200 if ready else 503)
+        checks = dict.fromkeys(("index", "store"), "no answer in time")
+        checks["supervisor"] = "draining" if services.supervisor.draining else "ok"
+
+        async def look(name: str, state: Callable[[], Awaitable[str]]) -> None:
+            checks[name] = await state()
+
+        with trio.move_on_after(CHECK_TIMEOUT_S):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(look, "index", index_state)
+                nursery.start_soon(look, "store", store_state)
+        if all(state == "ok" for state in checks.values()):
+            return answer({"status": "ready", "checks": checks})
+        refused = answer({"status": "not ready", "checks": checks}, 503)
+        refused.headers["retry-after"] = str(RETRY_AFTER_S)
+        return refused

@@ -5,10 +5,10 @@ from __future__ import annotations
 from quart import Response, request
 from quart_trio import QuartTrio
 
-from museworkd.administration import create_repository, parse_settings
+from museworkd.administration import check_handle, create_repository, parse_settings, shown
 from museworkd.http.access import Identity, authenticate, find_for
 from museworkd.http.services import HttpServices
-from storage.rows import Repository, Right, Visibility
+from storage.rows import Right, Visibility
 from wire.errors import Code, Refusal, malformed
 from wire.paths import check_branch_name
 
@@ -69,28 +69,8 @@ def register(app: QuartTrio, services: HttpServices) -> None:
         rights = {right.name.lower(): right for right in Right}
         if not isinstance(named, str) or named not in rights:
             raise malformed("right is none, read, write or admin")
-        await services.index.set_collaborator(repository.number, handle, rights[named])
+        await services.index.set_collaborator(repository.number, check_handle(handle), rights[named])
         return answer({"handle": handle, "right": named})
-
-
-def shown(repository: Repository) -> dict[str, object]:
-    """Give a repository as the API shows it."""
-    settings = repository.settings
-    return {
-        "repo_id": str(repository.repo_id),
-        "owner": repository.owner,
-        "slug": repository.slug,
-        "visibility": repository.visibility.value,
-        "scheme": None if repository.scheme is None else repository.scheme.value,
-        "default_branch": repository.default_branch,
-        "domain": repository.domain,
-        "created_at": repository.created_at.isoformat(),
-        "settings": {
-            "relaxed_paths": settings.relaxed_paths,
-            "require_signed_commits": settings.require_signed_commits,
-            "protected_branches": list(settings.protected_branches),
-        },
-    }
 
 
 def _visibility(value: object) -> Visibility:

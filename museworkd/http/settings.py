@@ -28,5 +28,6 @@ class HttpSettings:
     linger_s: float = 30.0
     """After an answer that came before the request was complete: how long to read on so that it arrives."""
     linger_bytes: int = 256 * MIB
+    """Bytes read on at most in that time."""
     head_bytes: int = 16 * KIB
     """Largest request head."""

@@ -127,7 +127,9 @@ def bombs() -> dict[str, tuple[list[bytes], str]]:
             [b"\x82\xa4type\xa1C\xa9snapshots\x91\x81\xa8manifest\xdf\xff\xff\xff\xff"], "too_large",
         ),
         "nested lists": ([b"\x82\xa4type\xa1C\xa7commits\x91" + b"\x91" * 3_000_000], "malformed"),
-        "one endless value": ([b"\x82\xa4type\xa1C\xa7commits\x91\xdb\x7f\xff\xff\xff", b"x" * (64 * MIB)], "too_large"),
+        "one endless value": (
+            [b"\x82\xa4type\xa1C\xa7commits\x91\xdb\x7f\xff\xff\xff", b"x" * (64 * MIB)], "too_large",
+        ),
         "many small lists": ([b"\x82\xa4type\xa1C\xa7commits\x91\xdd\x00\x10\x00\x00" + b"\x90" * MIB], "malformed"),
     }  # fmt: skip
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
-from wire.errors import Code, Refusal, malformed
+from wire.errors import Code, Refusal, malformed, shown
 from wire.frames import Event, Object, ObjectBegin, ObjectEnd, ObjectPiece, Record
 from wire.inflate import ENCODINGS
 from wire.limits import DEFAULT_LIMITS, MIB, Limits
 from wire.pack import PACK_MAGIC
-from wire.pull import FEED_BYTES, MAP_MEMBERS, PullParser
+from wire.pull import FEED_BYTES, PullParser
 
 _INLINE_BYTES = MIB
 _PIECE_BYTES = 256 * 1024
@@ -64,19 +64,16 @@ class BundleReader:
     def _walk(self) -> Generator[Event | BundleEnd | None, None, None]:
         parser = self._parser
         members: dict[str, object] = {}
-        seen: set[str] = set()
-        count = yield from parser.map_header()
-        if count > MAP_MEMBERS:
-            raise malformed(f"a bundle has {count} members")
-        for _ in range(count):
-            key = yield from parser.key(seen)
+        opened = yield from parser.open_map("a bundle")
+        for _ in range(opened.count):
+            key = yield from parser.key(opened)
             if key in {"objects", "blobs"}:
                 for _ in range((yield from parser.member_list(self._limits.objects_per_push, key))):
                     yield from self._object()
             elif key in {"commits", "snapshots", "snapshot_deltas", "tags"}:
                 yield from self._records(key)
             else:
-                members[key] = yield from parser.value()
+                members[key] = yield from parser.member(opened)
         self.finished = True
         yield BundleEnd(members)
 
@@ -90,12 +87,12 @@ class BundleReader:
     def _object(self) -> Generator[Event | None, None, None]:
         parser = self._parser
         members: dict[str, object] = {}
-        seen: set[str] = set()
         spilled = False
-        for _ in range((yield from parser.map_header())):
-            key = yield from parser.key(seen)
+        opened = yield from parser.open_map("an object")
+        for _ in range(opened.count):
+            key = yield from parser.key(opened)
             if key != "content":
-                members[key] = yield from parser.value()
+                members[key] = yield from parser.member(opened)
                 continue
             size = yield from parser.binary_header()
             if size > self._limits.object_bytes:
@@ -111,7 +108,7 @@ class BundleReader:
                 yield ObjectPiece(piece)
         encoding = members.get("encoding", "raw")
         if not isinstance(encoding, str) or encoding not in ENCODINGS:
-            raise malformed(f"unknown encoding {ascii(encoding)[:40]}")
+            raise malformed(f"unknown encoding {shown(encoding, 40)}")
         if spilled:
             yield ObjectEnd(members.get("object_id"), encoding, members.get("base"))
         elif isinstance(content := members.get("content"), bytes):

@@ -11,13 +11,18 @@ import base64
 import binascii
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from wire.errors import malformed
 from wire.ids import Kind
 from wire.limits import DEFAULT_LIMITS, Limits
 
 _BYTES_KEY = "$bytes"
+NESTING = 128
+"""Depth of anything a peer sends or the store gives, so that code which walks a value may recurse; records are held
+to the smaller limit ``nesting_depth``."""
+_LEAST_INTEGER, _MOST_INTEGER = -(2**63), 2**64 - 1
+"""What msgpack can say: a record that came as JSON must be able to leave as msgpack."""
 
 
 def canonical_bytes(kind: Kind, record: Mapping[str, object], limits: Limits = DEFAULT_LIMITS) -> bytes:
@@ -28,7 +33,7 @@ def canonical_bytes(kind: Kind, record: Mapping[str, object], limits: Limits = D
     """
     try:
         text = json.dumps(
-            _to_json(record, limits.nesting_depth),
+            _to_json(record, min(limits.nesting_depth, NESTING)),
             sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False,
         ).encode("utf-8")  # fmt: skip
     except UnicodeEncodeError:
@@ -46,7 +51,7 @@ def parse_canonical(stored: bytes) -> tuple[Kind, dict[str, object]]:
         raise malformed("stored record has no known kind") from None
     if not nul or size != str(len(text)).encode():
         raise malformed(f"stored {kind.value} record is cut or padded")
-    record = _from_json(_loads(text, f"stored {kind.value} record"))
+    record = _from_json(parse_json(text, f"stored {kind.value} record"))
     if not isinstance(record, dict):
         raise malformed(f"stored {kind.value} record is not a map")
     return kind, record
@@ -54,15 +59,39 @@ def parse_canonical(stored: bytes) -> tuple[Kind, dict[str, object]]:
 
 def parse_json(text: bytes, what: str) -> object:
     """Read JSON from a peer: no duplicate keys, no NaN, bounded nesting; raises ``malformed``."""
-    return _loads(text, what)
+    try:
+        # decoded here: json.loads would also take UTF-16 and halves of surrogate pairs
+        value: object = json.loads(text.decode("utf-8"), object_pairs_hook=unique_map, parse_constant=_refuse_constant)
+        check_nesting(value)
+        if b"\\u" in text:  # an escape may spell half a surrogate pair, which is no text
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError):
+        raise malformed(f"{what} is not valid JSON") from None
+    return value
+
+
+def check_nesting(value: object, limit: int = NESTING) -> None:
+    """Refuse a decoded value whose lists and maps are nested deeper than ``limit`` (threat T9)."""
+    level = [value] if isinstance(value, list | dict) else []
+    for _ in range(limit):
+        if not level:
+            return
+        level = [
+            item
+            for container in level
+            for item in (container.values() if isinstance(container, dict) else container)
+            if isinstance(item, list | dict)
+        ]
+    if level:
+        raise malformed("a value is nested too deeply")
 
 
 def check_plain_value(value: object, limits: Limits = DEFAULT_LIMITS) -> None:
     """Refuse a free-form value that has no canonical form, before anything is stored."""
-    _to_json(value, limits.nesting_depth)
+    _to_json(value, min(limits.nesting_depth, NESTING))
 
 
-def unique_map(pairs: list[tuple[object, object]]) -> dict[str, object]:
+def unique_map(pairs: Sequence[tuple[object, object]]) -> dict[str, object]:
     """Build a map from decoded pairs; refuses duplicate and non-text keys (threat T9)."""
     result: dict[str, object] = {}
     for key, value in pairs:
@@ -78,18 +107,12 @@ def _refuse_constant(name: str) -> object:
     raise malformed(f"{name} is not a number that can be stored")
 
 
-def _loads(text: bytes, what: str) -> object:
-    try:
-        value: object = json.loads(text, object_pairs_hook=unique_map, parse_constant=_refuse_constant)
-        if b"\\u" in text:  # an escape may spell half a surrogate pair, which is no text
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except (ValueError, RecursionError):
-        raise malformed(f"{what} is not valid JSON") from None
-    return value
-
-
 def _to_json(value: object, depth: int) -> object:
-    if value is None or isinstance(value, str | bool | int):
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, int):
+        if not _LEAST_INTEGER <= value <= _MOST_INTEGER:
+            raise malformed("an integer of more than 64 bits cannot be stored")
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
@@ -131,6 +154,8 @@ def _from_json(value: object) -> object:
 
 def _decode_bytes(item: object) -> bytes:
     try:
-        return base64.b64decode(str(item), validate=True)
-    except binascii.Error:
-        raise malformed("stored byte string is not base64") from None
+        if isinstance(item, str):
+            return base64.b64decode(item.encode("ascii"), validate=True)
+    except (UnicodeEncodeError, binascii.Error):
+        pass
+    raise malformed("stored byte string is not base64")

@@ -15,14 +15,14 @@ import enum
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 import msgpack
 
-from wire.errors import Code, Refusal, malformed
+from wire.errors import Code, Refusal, malformed, shown
 from wire.inflate import ENCODINGS
 from wire.limits import DEFAULT_LIMITS, Limits
-from wire.pull import FEED_BYTES, MAP_MEMBERS, PullParser, Walk
+from wire.pull import FEED_BYTES, PullParser, Walk
 
 VERSION: Final = 2
 INLINE_BYTES: Final = 1024 * 1024
@@ -227,23 +227,20 @@ class FrameReader:
     def _frame(self) -> Generator[Event | None, None, None]:
         parser = self._parser
         members: dict[str, object] = {}
-        seen: set[str] = set()
-        count = yield from parser.map_header()
-        if count > MAP_MEMBERS:
-            raise malformed(f"a frame has {count} members")
+        opened = yield from parser.open_map("a frame")
         spilled = False
-        for _ in range(count):
-            key = yield from parser.key(seen)
+        for _ in range(opened.count):
+            key = yield from parser.key(opened)
             if key == "content" and self._grammar is Grammar.PUSH:
                 spilled = yield from self._content(members)
             elif key in _RECORD_LISTS and self._grammar is Grammar.PUSH:
                 yield from self._records(key)
             else:
-                members[key] = yield from parser.value()
+                members[key] = yield from parser.member(opened)
         kind = members.get("type")
-        if kind != "C" and seen & _RECORD_LISTS:
+        if kind != "C" and opened.keys & _RECORD_LISTS:
             raise malformed("record lists belong into C frames")
-        if kind not in {"O", "OC"} and "content" in seen:
+        if kind not in ("O", "OC") and "content" in opened.keys:
             raise malformed("a content belongs into O and OC frames")
         yield from self._close(kind, members, spilled)
 
@@ -341,7 +338,7 @@ class FrameReader:
             raise Refusal(Code.TOO_LARGE, f"a push has at most {self._limits.objects_per_push} objects")
 
     def _unexpected(self, kind: object) -> Refusal:
-        return malformed(f"a frame of type {ascii(kind)[:20]} cannot come in state {self._state!r}")
+        return malformed(f"a frame of type {shown(kind, 20)} cannot come in state {self._state!r}")
 
 
 @dataclass(slots=True)
@@ -362,8 +359,7 @@ class FrameWriter:
     def send(self, kind: str, members: Mapping[str, object]) -> bytes:
         """Encode one frame; raises ``ValueError`` when the grammar does not allow it here."""
         self._advance(kind, last=members.get("last") is True)
-        packed: bytes = msgpack.packb({"type": kind, **members}, use_bin_type=True)
-        return packed
+        return cast("bytes", msgpack.packb({"type": kind, **members}, use_bin_type=True))
 
     def send_records(self, lists: Mapping[str, Sequence[bytes]]) -> bytes:
         """Encode a ``C`` frame from records that are msgpack already."""
@@ -402,14 +398,14 @@ class FrameWriter:
 
 def _header(members: Mapping[str, object]) -> Header:
     if members.get("version") != VERSION:
-        raise malformed(f"the stream's version is {ascii(members.get('version'))[:20]}, this server speaks {VERSION}")
+        raise malformed(f"the stream's version is {shown(members.get('version'), 20)}, this server speaks {VERSION}")
     return Header(members.get("branch"), members.get("head"), members)
 
 
 def _encoding(members: Mapping[str, object]) -> str:
     encoding = members.get("encoding", "raw")
     if not isinstance(encoding, str) or encoding not in ENCODINGS:
-        raise malformed(f"unknown encoding {ascii(encoding)[:40]}")
+        raise malformed(f"unknown encoding {shown(encoding, 40)}")
     if encoding.startswith("delta+") != (members.get("base") is not None):
         raise malformed("a base belongs to a delta encoding, and only there")
     return encoding

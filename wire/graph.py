@@ -1,7 +1,7 @@
 """Walking commit histories without I/O: which commits are in ``want`` and not in ``have``.
 
-The walk asks for facts (:meth:`RangeWalk.needed`), is given them (:meth:`RangeWalk.supply`) in whatever batches
-the caller can fetch, and paints commits from the highest order down. ``order`` is any number that is larger
+The walk asks for facts, is given them (both with :meth:`RangeWalk.advance`) in whatever batches the caller can
+fetch, and paints commits from the highest order down. ``order`` is any number that is larger
 for a commit than for its parents: the server's generation number, a client's insertion number. Since all
 children of a commit are painted before it, one look at each commit settles it, and the walk stops as soon as
 only common history is left.

@@ -10,7 +10,7 @@ import enum
 import hashlib
 from typing import TYPE_CHECKING
 
-from wire.errors import malformed
+from wire.errors import malformed, shown
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -53,7 +53,7 @@ def parse_id(text: object, scheme: Scheme, what: str = "id") -> bytes:
     """
     found = _digest_of(text)
     if found is None:
-        raise malformed(f"{what} is not an id: {_shorten(text)}")
+        raise malformed(f"{what} is not an id: {shown(text)}")
     if found[0] is not scheme:
         raise malformed(f"{what} is an id of the {found[0].value} scheme, this repository's is {scheme.value}: {text}")
     return found[1]
@@ -63,7 +63,7 @@ def parse_any_id(text: object, what: str = "id") -> tuple[Scheme, bytes]:
     """Read an id of either scheme; raises ``malformed`` like :func:`parse_id`."""
     found = _digest_of(text)
     if found is None:
-        raise malformed(f"{what} is not an id: {_shorten(text)}")
+        raise malformed(f"{what} is not an id: {shown(text)}")
     return found
 
 
@@ -99,8 +99,3 @@ def _digest_of(text: object) -> tuple[Scheme, bytes] | None:
     except ValueError:
         return None
     return (scheme, digest) if digest.hex() == text else None  # fromhex also takes upper case and spaces
-
-
-def _shorten(value: object, limit: int = 80) -> str:
-    shown = ascii(value)
-    return shown if len(shown) <= limit else shown[: limit - 1] + "…"

@@ -7,12 +7,13 @@ Precedent for the caps: threat T8.
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Iterable, Iterator
 
 import zstandard
 
-from wire.errors import Code, Refusal, malformed
+from wire.errors import Code, Refusal, malformed, shown
 from wire.limits import DEFAULT_LIMITS, Limits
 
 ENCODINGS = frozenset({"raw", "zlib", "zstd", "delta+zlib", "delta+zstd"})
@@ -46,7 +47,7 @@ def inflate(compression: str, content: bytes, budget: int, limits: Limits = DEFA
         if stated is not None:
             if stated > budget:
                 raise _bomb(budget)
-            if stated <= _SINGLE_SHOT_BYTES:
+            if 0 < stated <= _SINGLE_SHOT_BYTES:  # of a frame that states 0 zstandard does not look at the rest
                 return _single_shot(content)
     return b"".join(inflate_stream(compression, [content], budget, limits))
 
@@ -62,7 +63,7 @@ def inflate_stream(
     elif compression == "zstd":
         source = _zstd(pieces, limits)
     else:
-        raise malformed(f"unknown encoding {compression!a}")
+        raise malformed(f"unknown encoding {shown(compression)}")
     total = 0
     for piece in source:
         total += len(piece)
@@ -118,29 +119,23 @@ def _zlib(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 def _zstd(pieces: Iterable[bytes], limits: Limits) -> Iterator[bytes]:
     inflater = zstandard.ZstdDecompressor(max_window_size=limits.zstd_window_bytes).decompressobj()
+    source = iter(pieces)
     head = b""
-    started = False
+    while len(head) < _ZSTD_HEADER_BYTES and (piece := next(source, None)) is not None:
+        head += piece
+    stated = stated_zstd_size(head, limits)
+    made = 0
     try:
-        for piece in pieces:
-            if not started:
-                head += piece
-                if len(head) < _ZSTD_HEADER_BYTES:
-                    continue
-                started = _started(head, limits)
-                yield from _feed_zstd(inflater, head)
-            else:
-                yield from _feed_zstd(inflater, piece)
-        if not started and _started(head, limits):
-            yield from _feed_zstd(inflater, head)
+        for piece in itertools.chain([head], source):
+            for part in _feed_zstd(inflater, piece):
+                made += len(part)
+                yield part
     except zstandard.ZstdError as error:
         raise malformed(f"a zstd content is damaged: {_reason(error)}") from None
     if not inflater.eof:
         raise malformed("a zstd content is cut")
-
-
-def _started(head: bytes, limits: Limits) -> bool:
-    stated_zstd_size(head, limits)
-    return True
+    if stated is not None and made != stated:  # zstd itself does not look when the last block is empty
+        raise malformed(f"a zstd content states {stated} bytes and has {made}")
 
 
 def _feed_zstd(inflater: zstandard.ZstdDecompressionObj, piece: bytes) -> Iterator[bytes]:

@@ -26,8 +26,11 @@ class Limits:
     mpack_bytes: int = 512 * MIB
     """Largest mpack or bundle."""
     objects_per_push: int = 500_000
+    """Objects of one push, whether the server has them or not."""
     commits_per_push: int = 50_000
+    """Commits of one push."""
     manifest_entries: int = 1_000_000
+    """Paths of one snapshot."""
     manifest_text_bytes: int = 128 * MIB
     """Path bytes of one manifest: a million paths of ordinary length (git's own trees average under 60)."""
     inflated_push_bytes: int = 4 * GIB
@@ -36,13 +39,16 @@ class Limits:
     """Largest base and result of a ``delta+…`` object: both are held in memory."""
     zstd_window_bytes: int = 8 * MIB
     """RFC 8878 §3.1.1.1.2 asks decoders to support 8 MiB and lets them refuse more."""
-    record_bytes: int = 2 * MIB
-    """One commit record, or one value of a snapshot record outside its path lists."""
+    record_bytes: int = MIB
+    """One commit record, or all that a frame or snapshot record holds outside its lists and content."""
+    value_containers: int = 65_536
+    """Lists and maps within one such value: each costs the decoder some 60 bytes for one byte received."""
     path_bytes: int = 4096
     """PATH_MAX of Linux."""
     path_component_bytes: int = 255
     """NAME_MAX of Linux, NTFS and APFS."""
     branch_name_bytes: int = 255
+    """The whole name, slashes included (protocol §1)."""
     negotiate_ids: int = 1_000
     """``want`` or ``have`` ids of one request by a current client."""
     nesting_depth: int = 64

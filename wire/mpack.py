@@ -13,6 +13,7 @@ import hashlib
 import struct
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import msgpack
 
@@ -208,7 +209,7 @@ def record_section_head(count: int) -> bytes:
 
 def record_bytes(record: object) -> bytes:
     """Encode one record of such a section, its length included."""
-    packed: bytes = msgpack.packb(record, use_bin_type=True)
+    packed = cast("bytes", msgpack.packb(record, use_bin_type=True))
     return _U64.pack(len(packed)) + packed
 
 

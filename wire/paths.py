@@ -32,7 +32,8 @@ _METADATA_NAMES = frozenset({".git", ".muse"})
 _METADATA_SHORT = re.compile(r"(?:git|muse)~[0-9]+\Z|(?:gi|mu)[0-9a-f]{4}~[0-9]+\Z")
 _IGNORABLE = frozenset(map(chr, [0x00AD, 0x034F, 0x061C, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0])) | frozenset(
     chr(c) for first, last in [(0x180B, 0x180F), (0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x206F),
-                               (0xFE00, 0xFE0F), (0xFFF0, 0xFFFB), (0xE0000, 0xE0FFF)]
+                               (0xFE00, 0xFE0F), (0xFFF0, 0xFFFB), (0x1BCA0, 0x1BCA3),
+                               (0x1D173, 0x1D17A), (0xE0000, 0xE0FFF)]
     for c in range(first, last + 1)
 ) | {"\ufeff"}  # fmt: skip
 """Default-ignorable code points: HFS+ and some shells drop them when comparing names."""

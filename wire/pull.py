@@ -8,13 +8,14 @@ generators that yield when bytes run out, which keeps this layer free of I/O.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import msgpack
 
-from wire.canonical import unique_map
-from wire.errors import Code, Refusal, malformed
+from wire.canonical import check_nesting, unique_map
+from wire.errors import Code, Refusal, malformed, shown
 from wire.limits import DEFAULT_LIMITS, KIB, Limits
 
 T = TypeVar("T")
@@ -29,6 +30,16 @@ _BIN_HEADER_BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4}
 _NIL = 0xC0
 
 
+@dataclass(slots=True)
+class OpenMap:
+    """A map that is walked member by member."""
+
+    count: int
+    keys: set[str] = field(default_factory=set)
+    small_bytes: int = 0
+    """Bytes its keys and small members took so far: ``record_bytes`` in all."""
+
+
 class PullParser:
     """Take msgpack tokens from bytes fed in pieces; useless after the first error."""
 
@@ -36,8 +47,10 @@ class PullParser:
         value_bytes = limits.record_bytes
         self.limits = limits
         self._fed = 0
+        self._containers = _Containers(limits.value_containers)
         self._unpacker = msgpack.Unpacker(
-            raw=False, strict_map_key=True, object_pairs_hook=unique_map, ext_hook=_refuse_extension,
+            raw=False, strict_map_key=True, list_hook=self._containers.list,
+            object_pairs_hook=self._containers.map, ext_hook=_refuse_extension,
             max_buffer_size=value_bytes + 2 * FEED_BYTES, max_str_len=value_bytes, max_bin_len=value_bytes,
             max_array_len=value_bytes, max_map_len=value_bytes // 2, max_ext_len=0,
         )  # fmt: skip
@@ -48,9 +61,7 @@ class PullParser:
             self._unpacker.feed(data)
             self._fed += len(data)
         except msgpack.BufferFull:
-            raise Refusal(
-                Code.TOO_LARGE, f"one value of a record is larger than {self.limits.record_bytes} bytes"
-            ) from None
+            raise self._too_large() from None
 
     @property
     def consumed(self) -> int:
@@ -62,29 +73,54 @@ class PullParser:
         """Bytes fed and not yet taken."""
         return self._fed - self.consumed
 
-    def map_header(self) -> Walk[int]:
-        """Take a map's header: the number of members."""
+    def open_map(self, what: str) -> Walk[OpenMap]:
+        """Take the header of a map whose members are then taken with :meth:`key` and :meth:`member`."""
         count: int = yield from self._take(self._unpacker.read_map_header)
-        return count
+        if count > MAP_MEMBERS:
+            raise malformed(f"{what} has {count} members")
+        return OpenMap(count)
 
     def array_header(self) -> Walk[int]:
         """Take an array's header: the number of elements."""
         count: int = yield from self._take(self._unpacker.read_array_header)
         return count
 
-    def value(self) -> Walk[object]:
-        """Take one whole small value."""
-        return (yield from self._take(self._unpacker.unpack))
+    def value(self, taken: int = 0) -> Walk[object]:
+        """Take one whole small value; ``taken`` bytes of its allowance are used up already."""
+        start, most = self.consumed, self.limits.record_bytes - taken
+        self._containers.count = 0
+        value: object
+        while True:
+            try:
+                value = self._unpacker.unpack()
+                break
+            except msgpack.OutOfData:  # the decoder keeps what it has built so far: count what went in
+                if self._fed - start > most:
+                    raise self._too_large() from None
+                yield
+            except _DECODE_ERRORS as error:
+                raise self._damaged(error) from None
+        if self.consumed - start > most:
+            raise self._too_large()
+        check_nesting(value)
+        return value
 
-    def key(self, seen: set[str]) -> Walk[str]:
+    def key(self, opened: OpenMap) -> Walk[str]:
         """Take a member's key; refuses one that is not text or that this map had already."""
-        key = yield from self.value()
+        key = yield from self.member(opened)
         if not isinstance(key, str):
             raise malformed("a map key is not text")
-        if key in seen:
-            raise malformed(f"a map has the key {key[:40]!a} twice")
-        seen.add(key)
+        if key in opened.keys:
+            raise malformed(f"a map has the key {shown(key, 40)} twice")
+        opened.keys.add(key)
         return key
+
+    def member(self, opened: OpenMap) -> Walk[object]:
+        """Take a member's small value."""
+        start = self.consumed
+        value = yield from self.value(opened.small_bytes)
+        opened.small_bytes += self.consumed - start
+        return value
 
     def binary_header(self) -> Walk[int]:
         """Take the header of a byte string whose bytes are then taken with :meth:`piece`."""
@@ -119,22 +155,16 @@ class PullParser:
     def snapshot_like(self) -> Walk[dict[str, object]]:
         """Take a snapshot or delta record; its path maps and lists are walked entry by entry."""
         record: dict[str, object] = {}
-        seen: set[str] = set()
-        for _ in range((yield from self._members())):
-            key = yield from self.key(seen)
+        opened = yield from self.open_map("a record")
+        for _ in range(opened.count):
+            key = yield from self.key(opened)
             if key in {"manifest", "delta_upsert", "delta_add"}:
                 record[key] = yield from self._path_map(key)
             elif key in {"delta_remove", "directories"}:
                 record[key] = yield from self._path_list(key)
             else:
-                record[key] = yield from self.value()
+                record[key] = yield from self.member(opened)
         return record
-
-    def _members(self) -> Walk[int]:
-        count = yield from self.map_header()
-        if count > MAP_MEMBERS:
-            raise malformed(f"a record has {count} members")
-        return count
 
     def _path_map(self, what: str) -> Walk[dict[str, object] | None]:
         count = yield from self._container(what, fixed=0x80, wide=0xDE)
@@ -148,7 +178,7 @@ class PullParser:
             except msgpack.OutOfData:
                 path = yield from self.value()
             except _DECODE_ERRORS as error:
-                raise _damaged(error) from None
+                raise self._damaged(error) from None
             oid = yield from self.value()
             if not isinstance(path, str):
                 raise malformed(f"a path in {what} is not text")
@@ -215,29 +245,55 @@ class PullParser:
             except msgpack.OutOfData:
                 yield
             except _DECODE_ERRORS as error:
-                raise _damaged(error) from None
+                raise self._damaged(error) from None
+
+    def _damaged(self, error: Exception) -> Refusal:
+        if "exceeds max_" in str(error) and "ext" not in str(error):
+            return self._too_large()
+        return malformed(f"the msgpack bytes are damaged ({type(error).__name__})")
+
+    def _too_large(self) -> Refusal:
+        return Refusal(Code.TOO_LARGE, f"one value of a record is larger than {self.limits.record_bytes} bytes")
 
 
 _DECODE_ERRORS = (msgpack.FormatError, msgpack.StackError, msgpack.ExtraData, ValueError, TypeError, OverflowError)
 
 
-def _damaged(error: Exception) -> Refusal:
-    if isinstance(error, Refusal):
-        return error
-    return malformed(f"the msgpack bytes are damaged ({type(error).__name__})")
+class _Containers:
+    """Count the lists and maps of a value while they are built: a one-byte list takes 64 bytes of memory."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.count = 0
+
+    def list(self, items: list[object]) -> list[object]:
+        self._add()
+        return items
+
+    def map(self, pairs: Sequence[tuple[object, object]]) -> dict[str, object]:
+        self._add()
+        return unique_map(pairs)
+
+    def _add(self) -> None:
+        self.count += 1
+        if self.count > self._most:
+            raise Refusal(Code.TOO_LARGE, f"one value has more than {self._most} lists and maps")
 
 
 def _refuse_extension(_code: int, _data: bytes) -> object:
     raise malformed("msgpack extension types have no meaning here")
 
 
-def unpack_whole(data: bytes, what: str) -> object:
+def unpack_whole(data: bytes, what: str, limits: Limits = DEFAULT_LIMITS) -> object:
     """Decode one small, complete msgpack value (a control body, a record of an mpack section)."""
+    containers = _Containers(limits.value_containers)
     try:
-        return msgpack.unpackb(
-            data, raw=False, strict_map_key=True, object_pairs_hook=unique_map, ext_hook=_refuse_extension,
-            max_str_len=len(data), max_bin_len=len(data), max_array_len=len(data), max_map_len=len(data),
-            max_ext_len=0,
+        value: object = msgpack.unpackb(
+            data, raw=False, strict_map_key=True, list_hook=containers.list, object_pairs_hook=containers.map,
+            ext_hook=_refuse_extension, max_str_len=len(data), max_bin_len=len(data), max_array_len=len(data),
+            max_map_len=len(data), max_ext_len=0,
         )  # fmt: skip
     except _DECODE_ERRORS:
         raise malformed(f"{what} is not valid msgpack") from None
+    check_nesting(value)
+    return value

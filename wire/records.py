@@ -17,6 +17,8 @@ from wire.limits import DEFAULT_LIMITS, Limits
 
 Record = Mapping[str, object]
 
+_DELTA_MEMBERS = ("delta_upsert", "delta_add", "delta_remove")
+
 
 @dataclass(frozen=True, slots=True)
 class Commit:
@@ -101,17 +103,21 @@ def commit_text(record: Record, parents: tuple[bytes, ...], snapshot_id: bytes, 
 def parse_snapshot(record: object, scheme: Scheme, limits: Limits = DEFAULT_LIMITS) -> Snapshot:
     """Read a full snapshot record; paths are checked when the manifest is built."""
     raw = _map(record, "snapshot")
+    if any(raw.get(key) is not None for key in _DELTA_MEMBERS):
+        raise malformed("a snapshot record has a manifest and changes to a base")
     return Snapshot(
         parse_id(raw.get("snapshot_id"), scheme, "snapshot_id"),
         _oids(raw.get("manifest"), "manifest", scheme, limits),
         _paths(raw.get("directories"), "directories", limits),
-        _extras(raw, {"snapshot_id", "manifest", "directories"}, limits),
+        _extras(raw, {"snapshot_id", "manifest", "directories", *_DELTA_MEMBERS}, limits),
     )
 
 
 def parse_snapshot_delta(record: object, scheme: Scheme, limits: Limits = DEFAULT_LIMITS) -> SnapshotDelta:
     """Read a snapshot delta; ``delta_add`` of older senders means ``delta_upsert``."""
     raw = _map(record, "snapshot delta")
+    if raw.get("manifest") is not None:  # kept as an unknown field it would turn the record into a full one
+        raise malformed("a snapshot delta has a manifest")
     if "delta_upsert" in raw and "delta_add" in raw:
         raise malformed("a snapshot delta has both delta_upsert and delta_add")
     upsert = raw.get("delta_upsert", raw.get("delta_add"))
@@ -124,7 +130,7 @@ def parse_snapshot_delta(record: object, scheme: Scheme, limits: Limits = DEFAUL
         _paths(raw.get("directories"), "directories", limits),
         _extras(
             raw,
-            {"snapshot_id", "parent_snapshot_id", "delta_upsert", "delta_add", "delta_remove", "directories"},
+            {"snapshot_id", "parent_snapshot_id", "manifest", "directories", *_DELTA_MEMBERS},
             limits,
         ),
     )
@@ -133,7 +139,7 @@ def parse_snapshot_delta(record: object, scheme: Scheme, limits: Limits = DEFAUL
 def parse_snapshot_either(record: object, scheme: Scheme, limits: Limits = DEFAULT_LIMITS) -> Snapshot | SnapshotDelta:
     """Read a record of a SNAPSHOTS section: full or delta, told apart by ``manifest`` (protocol §3)."""
     raw = _map(record, "snapshot")
-    if "manifest" in raw:
+    if raw.get("manifest") is not None:
         return parse_snapshot(raw, scheme, limits)
     return parse_snapshot_delta(raw, scheme, limits)
 

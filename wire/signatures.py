@@ -46,6 +46,10 @@ def check_signature(commit: Commit, scheme: Scheme) -> None:
     key_id = commit.raw.get("signer_key_id")
     if key_id and key_id != "sha256:" + hashlib.sha256(key_bytes).hexdigest():
         raise _bad(shown, "its signer_key_id is not that of its key")
+    for name in _COVERED:  # what is stored is what was signed (threat T7)
+        value = commit.raw.get(name)
+        if value is not None and (not isinstance(value, str) or "\0" in value):
+            raise _bad(shown, f"its {name} is not text without NUL")
     key = Ed25519PublicKey.from_public_bytes(key_bytes)
     for text in (shown, commit.commit_id.hex()):
         try:

@@ -134,7 +134,10 @@ class Pushes(Protocol):
         verdict: Mapping[str, object],
         now: dt.datetime,
     ) -> MoveResult:
-        """Make a push visible: move the branch, fix the scheme, log the move and keep the verdict, at once."""
+        """Make a push visible: move the branch, fix the scheme, log the move and keep the verdict, at once.
+
+        Done again by the attempt that was accepted, it says ``MOVED`` again and does nothing.
+        """
 
     async def refuse_push(self, ticket: PushTicket, verdict: Mapping[str, object], now: dt.datetime) -> None:
         """Keep a final refusal as the push's verdict."""

@@ -4,7 +4,10 @@ Contract, kept by every implementation and wrapper (``tests/behaviour/test_objec
 
 * A put is atomic and durable when it returns; a reader sees the old whole content or the new one, never a part.
 * A put over an existing key replaces it, so that a damaged file is mended by writing it again.
+* Every call may be repeated, also after an answer that was lost: a file that an earlier ``put_file`` has consumed
+  is no error while its key is there.
 * A batch is not atomic: after a failure any subset of its items may be there.
+* A key that ``storage.layout`` could not have made is refused with ``ValueError`` by every operation.
 * An absent key raises ``ObjectMissing`` and nothing else does; a store that cannot answer raises
   ``StoreUnavailable``.
 * Every call is a checkpoint and may be cancelled; a cancelled put may or may not have happened.
@@ -59,7 +62,11 @@ class ObjectStore(Protocol):
         """Store small contents, each under its key; the batch costs as few durable writes as it can."""
 
     async def put_file(self, key: str, path: Path) -> None:
-        """Store a local file's content and consume the file: it may be moved or copied."""
+        """Store a local file's content and consume the file: it may be moved or copied.
+
+        Raises:
+            StoreUnavailable: also when the file is not there, and neither is the key.
+        """
 
     async def get(self, key: str, most: int) -> bytes:
         """Read a whole small content of at most ``most`` bytes; a larger one raises ``ValueError``."""
@@ -70,7 +77,7 @@ class ObjectStore(Protocol):
     def stream(
         self, key: str, offset: int = 0, size: int | None = None
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Read a content of any size in pieces of at most 256 KiB."""
+        """Read a content of any size in pieces of at most 256 KiB; one that is shorter raises ``ObjectDamaged``."""
 
     async def size(self, key: str) -> int:
         """Give a content's length."""
@@ -79,7 +86,7 @@ class ObjectStore(Protocol):
         """Remove keys; absent ones are no error."""
 
     def scan(self, prefix: str) -> AsyncIterator[StoredObject]:
-        """List keys under a prefix, in any order."""
+        """List keys under a prefix, whole path segments or ``""`` for all, in any order."""
 
     def statistics(self) -> StoreStatistics:
         """Give a copy of the counters."""

@@ -178,7 +178,7 @@ class Outcome(enum.Enum):
     HEAD_DIFFERS = "head differs"
     """The branch is not where the mover believed it to be."""
     SUPERSEDED = "superseded"
-    """A newer attempt of the same push is under way, or it already has a verdict."""
+    """A newer attempt of the same push is under way or was accepted, or the push was refused."""
     GONE = "gone"
     """The repository was deleted meanwhile."""
     SCHEME_DIFFERS = "scheme differs"

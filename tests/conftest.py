@@ -51,6 +51,8 @@ def postgres(postgres_home: Path) -> Iterator[EmbeddedPostgres]:
     server.start()
     host = server.conninfo.split()[0]
     with psycopg.connect(f"{host} user=postgres dbname=postgres", autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET fsync = off")  # tests kill processes, not machines
+        connection.execute("SELECT pg_reload_conf()")
         connection.execute("CREATE DATABASE template_museworkd")
     migrate(DatabaseSettings(f"{host} user=postgres dbname=template_museworkd"))
     yield server
@@ -69,11 +71,17 @@ def database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
     yield from _database(postgres, "template_museworkd")
 
 
+@pytest.fixture(scope="module")
+def module_database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """A connection string of a migrated database for a module whose tests empty it themselves."""
+    yield from _database(postgres, "template_museworkd")
+
+
 def _database(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
     host = postgres.conninfo.split()[0]
     name = f"test_{next(_numbers)}"
     with psycopg.connect(f"{host} user=postgres dbname=postgres", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
     yield f"{host} user=postgres dbname={name}"
     with psycopg.connect(f"{host} user=postgres dbname=postgres", autocommit=True) as connection:
         connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")

@@ -243,6 +243,9 @@ class MemoryIndex:
         now: dt.datetime,
     ) -> MoveResult:
         await trio.lowlevel.checkpoint()
+        found = self.tables.pushes.get(ticket.number)
+        if found is not None and found.accepted and found.attempt == ticket.attempt:
+            return MoveResult(Outcome.MOVED, move.new)
         if not self._is_current(ticket):
             return MoveResult(Outcome.SUPERSEDED)
         repository = self.tables.repositories.get(ticket.repo)
@@ -278,11 +281,12 @@ class MemoryIndex:
     async def ancestry(self, scheme: Scheme, commit_ids: Sequence[bytes], most: int) -> list[CommitFacts]:
         await trio.lowlevel.checkpoint()
         found: dict[bytes, CommitFacts] = {}
-        level = list(commit_ids)
-        while level and len(found) < len(commit_ids) + most:
-            facts = [self.tables.commits.get((scheme, i)) for i in level if i not in found]
-            found.update((f.commit_id, f) for f in facts if f is not None)
-            level = [parent for f in facts if f is not None for parent in f.parents]
+        level = dict.fromkeys(commit_ids)
+        room = len(level) + most
+        while level and len(found) < room:
+            facts = [f for i in level if (f := self.tables.commits.get((scheme, i))) is not None]
+            found.update((f.commit_id, f) for f in facts[: room - len(found)])
+            level = dict.fromkeys(parent for f in facts for parent in f.parents if parent not in found)
         return list(found.values())
 
     async def commit_records(self, repo: int, commit_ids: Sequence[bytes]) -> dict[bytes, bytes]:

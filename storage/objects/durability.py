@@ -36,10 +36,14 @@ class Settler:
         grouped = durability is Durability.GROUP and _reports_errors()
         self._shared = _SharedSync(root) if grouped else None
 
-    def settle(self, paths: Sequence[Path]) -> None:
-        """Make the bytes of written files durable."""
+    def mark(self) -> int:
+        """Give a mark, taken before anything is written, that ``settle`` and ``settle_directories`` are told."""
+        return 0 if self._shared is None else self._shared.mark()
+
+    def settle(self, paths: Sequence[Path], since: int) -> None:
+        """Make the bytes of files written since a mark durable."""
         if self._shared is not None and len(paths) >= _GROUP_FROM:
-            self._shared.sync()
+            self._shared.sync(since)
             return
         for path in paths:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -48,18 +52,22 @@ class Settler:
             finally:
                 os.close(fd)
 
-    def settle_directories(self, directories: Iterable[Path]) -> None:
-        """Make renames into directories durable."""
+    def settle_directories(self, directories: Iterable[Path], since: int) -> None:
+        """Make renames into directories since a mark durable."""
         wanted = set(directories)
         if self._shared is not None and len(wanted) >= _GROUP_FROM:
-            self._shared.sync()
+            self._shared.sync(since)
             return
         for directory in wanted:
             sync_directory(directory)
 
 
 class _SharedSync:
-    """``syncfs`` for several callers at once: each needs a call that began after it had written."""
+    """``syncfs`` for several callers at once: each needs a call that began after it had written.
+
+    The kernel may write bytes back early and reports a failure only once, to whichever call comes next: it fails
+    everybody who had begun to write before that call ended.
+    """
 
     def __init__(self, root: Path) -> None:
         # kept open: errors are reported to a descriptor once, and only those since it was opened
@@ -67,12 +75,18 @@ class _SharedSync:
         self._changed = threading.Condition()
         self._begun = 0
         self._ended = 0
-        self._failed: dict[int, OSError] = {}
+        self._failed = 0
+        self._error: OSError | None = None
+        """Of call number ``_failed``, the last that failed."""
 
     def __del__(self) -> None:
         os.close(self._fd)
 
-    def sync(self) -> None:
+    def mark(self) -> int:
+        with self._changed:
+            return self._ended
+
+    def sync(self, since: int) -> None:
         with self._changed:
             mine = self._begun + 1
             while self._ended < mine:
@@ -87,11 +101,11 @@ class _SharedSync:
                     self._changed.acquire()
                 self._ended = self._begun
                 if error is not None:
-                    self._failed[self._ended] = error
+                    self._failed, self._error = self._ended, error
                 self._changed.notify_all()
-            failed = [error for number, error in self._failed.items() if number >= mine]
-        if failed:
-            raise failed[0]
+            failed = self._error if self._failed > since else None
+        if failed is not None:
+            raise OSError(failed.errno, failed.strerror)
 
     def _call(self) -> OSError | None:
         if _libc.syncfs(self._fd) == 0:

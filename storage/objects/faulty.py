@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +15,8 @@ from storage.object_store import ObjectStore, ReadRange
 from storage.objects.wrapped import WrappedStore
 
 T = TypeVar("T")
+
+_READS = {"get", "get_ranges", "stream", "size"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class Fault:
     fail_before: bool = False
     """F1: refused, nothing happened."""
     fail_after: bool = False
-    """F2: it happened, the answer was lost."""
+    """F2: it happened, the answer was lost; a stream breaks off before its end."""
     full: bool = False
     """F10."""
     vanish: bool = False
@@ -51,7 +54,7 @@ Decide = Callable[[Call], Fault | None]
 
 
 class FaultyStore(WrappedStore):
-    """Ask ``decide`` before every call what is to go wrong with it."""
+    """Ask ``decide`` before every call but ``scan`` what is to go wrong with it."""
 
     def __init__(self, inner: ObjectStore, decide: Decide) -> None:
         super().__init__(inner)
@@ -77,6 +80,17 @@ class FaultyStore(WrappedStore):
             lambda contents, fault: [_spoil(contents[0], fault), *contents[1:]] if contents else contents,
         )  # fmt: skip
 
+    @asynccontextmanager
+    async def stream(self, key: str, offset: int = 0, size: int | None = None) -> AsyncIterator[AsyncIterator[bytes]]:
+        """See ``ObjectStore``."""
+        fault = await self._meet("stream", [key])
+        async with self.inner.stream(key, offset, size) as pieces:
+            if fault is None:
+                yield pieces
+            else:
+                async with aclosing(_spoil_pieces(pieces, fault)) as spoiled:
+                    yield spoiled
+
     async def size(self, key: str) -> int:
         """See ``ObjectStore``."""
         return await self._run("size", [key], lambda: self.inner.size(key), None)
@@ -90,24 +104,44 @@ class FaultyStore(WrappedStore):
         self, operation: str, keys: Sequence[str], call: Callable[[], Awaitable[T]],
         spoil: Callable[[T, Fault], T] | None,
     ) -> T:  # fmt: skip
+        fault = await self._meet(operation, keys)
+        result = await call()
+        if fault is None:
+            return result
+        if fault.vanish:
+            await self.inner.delete(keys)
+        if fault.fail_after:
+            raise StoreUnavailable("injected: answer lost", temporary=fault.temporary)
+        return spoil(result, fault) if spoil is not None else result
+
+    async def _meet(self, operation: str, keys: Sequence[str]) -> Fault | None:
+        """Begin a call; gives what is still to go wrong with it."""
         self.calls += 1
         fault = self._decide(Call(operation, self.calls, tuple(keys)))
         if fault is None:
-            return await call()
+            return None
         if fault.delay_s:
             await trio.sleep(fault.delay_s)
         if fault.full:
             raise StoreFull("injected: no room")
         if fault.fail_before:
             raise StoreUnavailable("injected: refused", temporary=fault.temporary)
-        if fault.vanish and operation.startswith("get"):
+        if fault.vanish and operation in _READS:
             raise ObjectMissing(keys[0])
-        result = await call()
-        if fault.vanish:
-            await self.inner.delete(keys)
-        if fault.fail_after:
-            raise StoreUnavailable("injected: answer lost", temporary=fault.temporary)
-        return spoil(result, fault) if spoil is not None else result
+        return fault
+
+
+async def _spoil_pieces(pieces: AsyncIterator[bytes], fault: Fault) -> AsyncGenerator[bytes, None]:
+    held: bytes | None = None
+    async for piece in pieces:
+        if held is not None:
+            yield held
+        held = _spoil(piece, replace(fault, cut=False))
+        fault = replace(fault, flip=False)
+    if fault.fail_after:
+        raise StoreUnavailable("injected: broken off", temporary=fault.temporary)
+    if held is not None:
+        yield _spoil(held, fault)
 
 
 def _spoil(content: bytes, fault: Fault) -> bytes:

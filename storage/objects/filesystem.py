@@ -54,7 +54,7 @@ class FilesystemStore:
         self._settler = Settler(root, durability)
         self._environment = environment or SystemEnvironment()
         self._limiter = trio.CapacityLimiter(THREADS)
-        self._known_directories: set[str] = set()
+        self._durable_directories: set[Path] = set()
         self._statistics = StoreStatistics()
 
     @classmethod
@@ -66,8 +66,10 @@ class FilesystemStore:
         Raises:
             StoreUnavailable: the directory holds something else, or cannot be used.
         """
-        await trio.to_thread.run_sync(_prepare, root)
-        return cls(root, durability, environment)
+        durable = await trio.to_thread.run_sync(_prepare, root)
+        store = cls(root, durability, environment)
+        store._durable_directories |= durable
+        return store
 
     async def put_batch(self, items: Sequence[tuple[str, bytes]]) -> None:
         """See ``ObjectStore``; the whole batch is one worker-thread hop."""
@@ -97,16 +99,15 @@ class FilesystemStore:
     @asynccontextmanager
     async def stream(self, key: str, offset: int = 0, size: int | None = None) -> AsyncIterator[AsyncIterator[bytes]]:
         """See ``ObjectStore``."""
-        fd, total = await self._in_thread(lambda: self._open_sized(key))
+        opened = await self._in_thread(lambda: _Opened(*self._open_sized(key)))
         try:
-            wanted = total - offset if size is None else size
-            if offset + wanted > total or wanted < 0:
-                raise ObjectDamaged(f"{key} has {total} bytes, {offset}+{wanted} were asked for")
+            wanted = opened.size - offset if size is None else size
+            _check_range(ReadRange(key, offset, wanted), opened.size)
             self._statistics.gets += 1
-            async with aclosing(self._pieces(key, fd, offset, wanted)) as pieces:
+            async with aclosing(self._pieces(key, opened.fd, offset, wanted)) as pieces:
                 yield pieces
         finally:
-            os.close(fd)
+            opened.close()
 
     async def size(self, key: str) -> int:
         """See ``ObjectStore``."""
@@ -120,10 +121,10 @@ class FilesystemStore:
 
     async def scan(self, prefix: str) -> AsyncIterator[StoredObject]:
         """See ``ObjectStore``; one directory at a time."""
-        waiting = [self._root / prefix if prefix else self._root]
+        waiting = [self._root / check_key(prefix.rstrip("/")) if prefix else self._root]
         while waiting:
             directory = waiting.pop()
-            for entry in await self._in_thread(lambda d=directory: _scan(d)):  # type: ignore[misc]
+            for entry in await self._in_thread(lambda d=directory: self._list(d)):  # type: ignore[misc]
                 if stat.S_ISDIR(entry[1].st_mode):
                     waiting.append(entry[0])
                     continue
@@ -143,24 +144,29 @@ class FilesystemStore:
 
     def _write_batch(self, items: Sequence[tuple[str, bytes]]) -> None:
         staged: list[tuple[Path, str]] = []
+        begun = self._settler.mark()
         try:
             for key, content in items:
                 path = self._temporary_path()
                 staged.append((path, key))
                 write_new(path, content)
-            self._settler.settle([path for path, _ in staged])
+            self._settler.settle([path for path, _ in staged], begun)
             targets = {key: self._target(key) for _, key in staged}
             while staged:
                 path, key = staged[0]
                 path.replace(targets[key])
                 staged.pop(0)
-            self._settler.settle_directories({target.parent for target in targets.values()})
+            self._settler.settle_directories({target.parent for target in targets.values()}, begun)
         finally:
             for path, _ in staged:
                 path.unlink(missing_ok=True)
 
     def _take_file(self, key: str, path: Path) -> int:
         target = self._target(key)
+        if not path.exists() and target.exists():  # a call before this one came as far as the rename
+            _sync_file(target)
+            sync_directory(target.parent)
+            return target.stat().st_size
         size = path.stat().st_size
         try:
             _sync_file(path)
@@ -175,8 +181,10 @@ class FilesystemStore:
                 copied.replace(target)
             finally:
                 copied.unlink(missing_ok=True)
-            path.unlink()
-        sync_directory(target.parent)
+            sync_directory(target.parent)
+            path.unlink(missing_ok=True)
+        else:
+            sync_directory(target.parent)
         return size
 
     def _read_whole(self, key: str, most: int) -> bytes:
@@ -194,8 +202,10 @@ class FilesystemStore:
         for at, wanted in enumerate(ranges):
             by_key.setdefault(wanted.key, []).append(at)
         for key, positions in by_key.items():
-            fd, _ = self._open_sized(key)
+            fd, total = self._open_sized(key)
             try:
+                for at in positions:
+                    _check_range(ranges[at], total)
                 positions.sort(key=lambda at: ranges[at].offset)
                 for run in _runs([(ranges[at], at) for at in positions]):
                     start = run[0][0].offset
@@ -229,13 +239,25 @@ class FilesystemStore:
             raise self._absent(key) from None
 
     def _absent(self, key: str) -> StorageError:
-        if (self._root / _MARKER).exists():
-            return ObjectMissing(key)
-        return StoreUnavailable(f"{self._root} is not a store at the moment: its marker file is missing")
+        self._require_marker()
+        return ObjectMissing(key)
+
+    def _require_marker(self) -> None:
+        if not (self._root / _MARKER).exists():
+            raise StoreUnavailable(f"{self._root} is not a store at the moment: its marker file is missing")
+
+    def _list(self, directory: Path) -> list[tuple[Path, os.stat_result]]:
+        found = _scan(directory)
+        if not found:
+            self._require_marker()
+        return found
 
     def _unlink(self, keys: list[str]) -> None:
         for key in keys:
-            self._path(key).unlink(missing_ok=True)
+            try:
+                self._path(key).unlink()
+            except FileNotFoundError:
+                self._require_marker()
 
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)
@@ -243,12 +265,10 @@ class FilesystemStore:
     def _target(self, key: str) -> Path:
         """Make sure a key's directory exists, durably, and give the file's path."""
         path = self._path(key)
-        directory = str(path.parent)
-        if directory not in self._known_directories:
-            if not (self._root / _MARKER).exists():
-                raise StoreUnavailable(f"{self._root} is not a store at the moment: its marker file is missing")
+        if path.parent not in self._durable_directories:
+            self._require_marker()
             _make_directories(path.parent, self._root)
-            self._known_directories.add(directory)
+            self._durable_directories.add(path.parent)
         return path
 
     def _temporary_path(self) -> Path:
@@ -270,40 +290,67 @@ class FilesystemStore:
         return await trio.to_thread.run_sync(translated, limiter=self._limiter, abandon_on_cancel=True)
 
 
+class _Opened:
+    """An open file; closed at the latest when nobody refers to it, for its caller may be cancelled meanwhile."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.fd = fd
+        self.size = size
+
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    __del__ = close
+
+
 def _translate(error: OSError) -> StorageError:
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return StoreFull(str(error))
     return StoreUnavailable(str(error), temporary=error.errno in _TEMPORARY_ERRNOS)
 
 
-def _prepare(root: Path) -> None:
+def _prepare(root: Path) -> set[Path]:
+    """Make what a store consists of before its first object; gives the directories that are durable."""
+    durable = set()
     try:
+        missing = [path for path in (root, *root.parents) if not path.exists()]
         root.mkdir(parents=True, exist_ok=True)
+        for path in missing:
+            sync_directory(path.parent)
         marker = root / _MARKER
         if not marker.exists():
-            if any(entry.name != _TEMPORARY for entry in root.iterdir()):
+            strange = any(entry.name not in {_TEMPORARY, _MARKER} for entry in root.iterdir())
+            if strange and not marker.exists():  # or else another process was making the store
                 raise StoreUnavailable(f"{root} is not empty and not a store", temporary=False)
             marker.write_text("An object store of museworkd; do not edit what is below.\n")
             _sync_file(marker)
         (root / _TEMPORARY).mkdir(exist_ok=True)
         for scheme in Scheme:  # all at once, or the first pushes would pay one fsync for each new directory
-            _make_directories(root / "objects" / scheme.value, root)
+            shards = root / "objects" / scheme.value
+            _make_directories(shards, root)
             for shard in range(256):
-                (root / "objects" / scheme.value / f"{shard:02x}").mkdir(exist_ok=True)
-            sync_directory(root / "objects" / scheme.value)
+                (shards / f"{shard:02x}").mkdir(exist_ok=True)
+                durable.add(shards / f"{shard:02x}")
+            sync_directory(shards)
         sync_directory(root)
     except OSError as error:
         raise _translate(error) from error
+    return durable
 
 
 def _make_directories(directory: Path, root: Path) -> None:
-    missing = []
-    while directory != root and not directory.exists():
-        missing.append(directory)
-        directory = directory.parent
-    for path in reversed(missing):
+    """Make directories below the root, durably; one that is there may be another writer's who has not synced it yet."""
+    below = [path for path in (directory, *directory.parents) if path.is_relative_to(root) and path != root]
+    for path in reversed(below):
         path.mkdir(exist_ok=True)
         sync_directory(path.parent)
+
+
+def _check_range(wanted: ReadRange, total: int) -> None:
+    if wanted.offset < 0 or wanted.size < 0 or wanted.offset + wanted.size > total:
+        raise ObjectDamaged(f"{wanted.key} has {total} bytes, {wanted.offset}+{wanted.size} were asked for")
 
 
 def _sync_file(path: Path) -> None:
@@ -351,7 +398,7 @@ def _scan(directory: Path) -> list[tuple[Path, os.stat_result]]:
                 except FileNotFoundError:  # deleted meanwhile
                     continue
             return found
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 

@@ -41,7 +41,10 @@ class LimitedStore(WrappedStore):
 
     async def put_file(self, key: str, path: Path) -> None:
         """See ``ObjectStore``."""
-        size = path.stat().st_size  # noqa: ASYNC240 - one look at a local inode
+        try:
+            size = path.stat().st_size  # noqa: ASYNC240 - one look at a local inode
+        except FileNotFoundError:  # consumed by a call before this one, or the store will say so
+            size = 0
         async with self._puts.hold(1), self._timed(size):
             await self.inner.put_file(key, path)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import trio
 
 from storage.environment import Environment, SystemEnvironment
-from storage.errors import ObjectDamaged, ObjectMissing
+from storage.errors import ObjectDamaged, ObjectMissing, StoreUnavailable
 from storage.layout import check_key
 from storage.object_store import ReadRange, StoredObject, StoreStatistics
 
@@ -34,7 +34,13 @@ class MemoryStore:
     async def put_file(self, key: str, path: Path) -> None:
         """See ``ObjectStore``."""
         await trio.lowlevel.checkpoint()
-        self._put(key, path.read_bytes())  # noqa: ASYNC240 - the twin blocks nobody
+        try:
+            content = path.read_bytes()  # noqa: ASYNC240 - the twin blocks nobody
+        except FileNotFoundError as error:
+            if check_key(key) not in self._contents:
+                raise StoreUnavailable(str(error), temporary=False) from error
+            return
+        self._put(key, content)
         path.unlink()  # noqa: ASYNC240
 
     async def get(self, key: str, most: int) -> bytes:
@@ -81,8 +87,9 @@ class MemoryStore:
     async def scan(self, prefix: str) -> AsyncIterator[StoredObject]:
         """See ``ObjectStore``."""
         await trio.lowlevel.checkpoint()
+        under = check_key(prefix.rstrip("/")) + "/" if prefix else ""
         for key, (content, modified) in sorted(self._contents.items()):
-            if not prefix or key == prefix or key.startswith(prefix.rstrip("/") + "/"):
+            if key.startswith(under):
                 yield StoredObject(key, len(content), modified)
 
     def statistics(self) -> StoreStatistics:
@@ -102,7 +109,7 @@ class MemoryStore:
 
     def _cut(self, key: str, offset: int, size: int) -> bytes:
         content = self._find(key)
-        if size < 0 or offset + size > len(content):
+        if offset < 0 or size < 0 or offset + size > len(content):
             raise ObjectDamaged(f"{key} has {len(content)} bytes, {offset}+{size} were asked for")
         self._count_get(size)
         return content[offset : offset + size]

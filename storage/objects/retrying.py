@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +17,9 @@ from storage.objects.wrapped import WrappedStore
 
 T = TypeVar("T")
 
+_DOUBLINGS_MOST = 100
+"""Far above any longest delay, and below where a float ends."""
+
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
@@ -28,7 +32,8 @@ class RetryPolicy:
 
     def delay_s(self, attempt: int, jitter: float) -> float:
         """Give the pause after failed attempt number ``attempt`` (from 1)."""
-        return min(self.longest_delay_s, self.first_delay_s * 2.0 ** (attempt - 1)) * (0.5 + 0.5 * jitter)
+        grown = self.first_delay_s * 2.0 ** min(attempt - 1, _DOUBLINGS_MOST)
+        return min(self.longest_delay_s, grown) * (0.5 + 0.5 * jitter)
 
 
 class RetryingStore(WrappedStore):
@@ -55,6 +60,12 @@ class RetryingStore(WrappedStore):
     async def get_ranges(self, ranges: Sequence[ReadRange]) -> list[bytes]:
         """See ``ObjectStore``."""
         return await self._retry(lambda: self.inner.get_ranges(ranges))
+
+    @asynccontextmanager
+    async def stream(self, key: str, offset: int = 0, size: int | None = None) -> AsyncIterator[AsyncIterator[bytes]]:
+        """See ``ObjectStore``; only the opening is repeated."""
+        async with AsyncExitStack() as stack:
+            yield await self._retry(lambda: stack.enter_async_context(self.inner.stream(key, offset, size)))
 
     async def size(self, key: str) -> int:
         """See ``ObjectStore``."""

@@ -32,15 +32,21 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 ATTEMPTS = 5
 RETRY_DELAY_S = 0.05
 POOL_WAIT_S = 30.0
+RECONNECT_S = 1.0
+"""How long the pool keeps at a lost connection, with growing pauses; then whoever waits for one makes it try anew."""
 CONNECT_TIMEOUT_S = 10
 CANCEL_RETRY_S = 0.2
 KEEPALIVE_S = 30
 _HOLD_SAMPLES = 10_000
 _CANCEL_TIMEOUT_S = 2.0
+_POOL_LOOK_S = 0.25
+"""How often who waits for a connection looks whether its caller has gone."""
 _CONFLICTS = (pg_errors.SerializationFailure, pg_errors.DeadlockDetected)
 """Lost against another transaction: the connection is sound, the function runs again."""
 _FINAL = (pg_errors.QueryCanceled, pg_errors.LockNotAvailable, pg_errors.DiskFull, PoolTimeout, PoolClosed)
 """Running again would only wait again."""
+_DEMOTED = pg_errors.ReadOnlySqlTransaction
+"""After a fail-over: the connection works, and leads to a server that is no longer the primary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +87,7 @@ class Database:
         self._transactions = self._retries = self._failures = 0
         self._pool: ConnectionPool[Connection] = ConnectionPool(
             settings.conninfo, min_size=1, max_size=settings.pool_size, open=False, name="museworkd",
-            timeout=POOL_WAIT_S, kwargs=connection_arguments(settings),
+            reconnect_timeout=RECONNECT_S, kwargs=connection_arguments(settings),
         )  # fmt: skip
 
     async def open(self) -> None:
@@ -104,7 +110,7 @@ class Database:
         while True:
             try:
                 return await self._run_once(function, arguments)
-            except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, PoolClosed) as error:
+            except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, PoolClosed, _DEMOTED) as error:
                 self._failures += 1
                 if isinstance(error, _FINAL) or attempt >= ATTEMPTS:
                     raise IndexUnavailable(f"{type(error).__name__}: {_first_line(error)}") from error
@@ -149,6 +155,7 @@ class _Job(Generic[T]):
         self._function = function
         self._arguments = arguments
         self._active: Connection | None = None
+        self._unwanted = False
         self._lock = threading.Lock()
         self._outcome: outcome.Outcome[T] | None = None
         self.done = trio.Event()
@@ -164,7 +171,7 @@ class _Job(Generic[T]):
         self._outcome = outcome.capture(self._with_connection)
 
     def _with_connection(self) -> T:
-        connection = self._pool.getconn()
+        connection = self._get_connection()
         started = time.perf_counter()
         try:
             return self._transact(connection)
@@ -172,20 +179,34 @@ class _Job(Generic[T]):
             self._pool.putconn(connection)
             self.held_s = time.perf_counter() - started
 
+    def _get_connection(self) -> Connection:
+        give_up_at = time.monotonic() + POOL_WAIT_S
+        while True:
+            try:
+                return self._pool.getconn(timeout=_POOL_LOOK_S)
+            except PoolTimeout:
+                if self._unwanted or time.monotonic() > give_up_at:
+                    raise PoolTimeout(f"no connection could be had within {POOL_WAIT_S:.0f} s") from None
+
     def cancel(self) -> None:
         """Ask the server to cancel what runs now; from another worker thread."""
         with self._lock:  # the connection cannot go back to the pool while the request is on its way
+            self._unwanted = True
             if self._active is not None:
                 self._active.cancel_safe(timeout=_CANCEL_TIMEOUT_S)
 
     def _transact(self, connection: Connection) -> T:
         with self._lock:
+            if self._unwanted:
+                raise pg_errors.QueryCanceled("the caller has gone")
             self._active = connection
         try:
             value = self._function(connection, *self._arguments)
             connection.commit()
             return value
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, _DEMOTED):
+                connection.close()
             if not connection.closed:
                 connection.rollback()
             raise

@@ -29,6 +29,7 @@ from pathlib import Path
 import psycopg
 
 from storage.errors import IndexUnavailable, SchemaMismatch
+from storage.objects.durability import sync_directory
 from storage.postgres.binaries import Account, find_binaries, major_version, reachable, server_account
 
 START_TIMEOUT_S = 120.0
@@ -50,7 +51,11 @@ STATE_ROOT = Path("/var/lib/museworkd")
 
 
 class EmbeddedPostgres:
-    """One cluster under ``data_dir/postgres`` (or below :data:`STATE_ROOT` for root, see the module)."""
+    """One cluster under ``data_dir/postgres`` (or below :data:`STATE_ROOT` for root, see the module).
+
+    Raises:
+        IndexUnavailable: the cluster is where its user cannot get any more.
+    """
 
     def __init__(self, data_dir: Path, state_root: Path = STATE_ROOT) -> None:
         self._account = server_account()
@@ -118,7 +123,7 @@ class EmbeddedPostgres:
             self._wait_ready(self._postmaster_pid())
             return
         binaries = find_binaries(self._account, self._state_root)
-        if not (self._data / "PG_VERSION").exists():
+        if not _has_cluster(self._home):
             self._make_cluster(binaries)
         made_by, ours = (self._data / "PG_VERSION").read_text().strip(), major_version(binaries)
         if made_by != ours:
@@ -163,6 +168,7 @@ class EmbeddedPostgres:
             raise IndexUnavailable(f"initdb failed: {done.stderr.decode(errors='replace').strip()[-500:]}")
         shutil.rmtree(self._data, ignore_errors=True)  # what an interrupted initdb of old left
         fresh.rename(self._data)
+        sync_directory(self._home)  # or a power cut might leave ``data.new``, which is thrown away
 
     def _wait_ready(self, pid: int | None) -> None:
         give_up_at = time.monotonic() + START_TIMEOUT_S
@@ -222,17 +228,15 @@ class EmbeddedPostgres:
         return int(first) if first.isdigit() else None
 
     def _socket_directory(self) -> Path:
-        beside = self._home / "run"
-        if len(os.fsencode(beside)) <= _SOCKET_MOST_BYTES - len("/.s.PGSQL.5432"):
-            self._account.make_directory(beside)
-            return beside
-        name = hashlib.sha256(os.fsencode(self._home)).hexdigest()[:16]
-        short = Path(tempfile.gettempdir()) / f"museworkd-{self._account.uid}-{name}"
-        self._account.make_directory(short)
-        facts = short.lstat()
+        directory = self._home / "run"
+        if len(os.fsencode(directory)) > _SOCKET_MOST_BYTES - len("/.s.PGSQL.5432"):
+            name = hashlib.sha256(os.fsencode(self._home)).hexdigest()[:16]
+            directory = Path(tempfile.gettempdir()) / f"museworkd-{self._account.uid}-{name}"
+        self._account.make_directory(directory)
+        facts = directory.lstat()
         if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != self._account.uid or facts.st_mode & 0o077:
-            raise IndexUnavailable(f"{short} is not a private directory of the database's user")
-        return short
+            raise IndexUnavailable(f"{directory} is not a private directory of the database's user")
+        return directory
 
     def _log_tail(self) -> str:
         try:
@@ -275,10 +279,22 @@ def _home(data_dir: Path, account: Account, state_root: Path) -> Path:
     if not account.foreign:
         return data_dir / "postgres"
     data_dir.mkdir(parents=True, exist_ok=True)
+    beside = data_dir / "postgres"
+    apart = state_root / f"cluster-{hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16]}"
+    if _has_cluster(apart):  # it stays where it was made, whoever may enter the data directory by now
+        return apart
     if reachable(data_dir, account):
-        return data_dir / "postgres"
-    name = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16]
-    return state_root / f"cluster-{name}"
+        return beside
+    if _has_cluster(beside):
+        raise IndexUnavailable(
+            f"{beside} holds a cluster, and its user {account.name} cannot enter {data_dir} any more: give it the "
+            "right to, or move the cluster"
+        )
+    return apart
+
+
+def _has_cluster(home: Path) -> bool:
+    return (home / "data" / "PG_VERSION").exists()
 
 
 def _environment() -> dict[str, str]:

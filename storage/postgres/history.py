@@ -60,9 +60,10 @@ _q_ancestry = """
         SELECT unnest(%(ids)b::bytea[])
         UNION
         SELECT unnest(c.parents) FROM walk JOIN commits c USING (commit_id) WHERE c.scheme = %(scheme)s
-    ), nearest AS (SELECT commit_id FROM walk LIMIT %(most)s)
+    ), nearest AS (SELECT commit_id, row_number() OVER () AS place FROM walk LIMIT %(most)s)
     SELECT c.commit_id, c.parents, c.snapshot_id, c.generation
     FROM nearest JOIN commits c USING (commit_id) WHERE c.scheme = %(scheme)s
+    ORDER BY nearest.place
 """
 _q_commit_records = """
     SELECT DISTINCT ON (r.commit_id) r.commit_id, b.record
@@ -156,7 +157,8 @@ def held_commits(connection: Connection, repo: int, commit_ids: Sequence[bytes])
 
 def ancestry(connection: Connection, scheme: Scheme, commit_ids: Sequence[bytes], most: int) -> list[CommitFacts]:
     """See ``History.ancestry``."""
-    arguments = {"scheme": scheme.value, "ids": list(commit_ids), "most": len(commit_ids) + most}
+    wanted = list(dict.fromkeys(commit_ids))
+    arguments = {"scheme": scheme.value, "ids": wanted, "most": len(wanted) + most}
     return [
         CommitFacts(bytes(commit_id), tuple(map(bytes, parents)), bytes(snapshot_id), generation)
         for commit_id, parents, snapshot_id, generation in connection.execute(_q_ancestry, arguments)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 
+import outcome
 import psycopg
 import trio
 from psycopg import sql
@@ -23,12 +24,8 @@ async def listen(settings: DatabaseSettings, channel: str) -> AsyncIterator[Asyn
     """Listen on a channel; see ``Index.listen``."""
     send, receive = trio.open_memory_channel[str](math.inf)
     stop = threading.Event()
+    ended = trio.Event()
     token = trio.lowlevel.current_trio_token()
-
-    def connect() -> psycopg.Connection[tuple[object, ...]]:
-        connection = psycopg.connect(settings.conninfo, autocommit=True, **connection_arguments(settings))
-        connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
-        return connection
 
     def watch() -> None:
         try:
@@ -36,22 +33,40 @@ async def listen(settings: DatabaseSettings, channel: str) -> AsyncIterator[Asyn
                 for notification in connection.notifies(timeout=_POLL_S):
                     token.run_sync_soon(send.send_nowait, notification.payload)
         except psycopg.OperationalError:
-            token.run_sync_soon(send.close)  # the consumer sees the end and raises
+            pass
+        finally:
+            connection.close()  # here and nowhere else: libpq's connections are one thread's at a time
 
-    async def payloads() -> AsyncIterator[str]:
+    def end(result: outcome.Outcome[None]) -> None:
+        send.close()  # a consumer sees the end and raises
+        ended.set()
+        result.unwrap()
+
+    async def payloads() -> AsyncGenerator[str, None]:
         async for payload in receive:
             yield payload
         raise IndexUnavailable("the listening connection was lost")
 
     try:
-        connection = await trio.to_thread.run_sync(connect)
+        connection = await trio.to_thread.run_sync(_connect, settings, channel)
     except psycopg.OperationalError as error:
         raise IndexUnavailable(str(error)) from error
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.to_thread.run_sync, watch)
-        try:
-            yield payloads()
-        finally:
-            stop.set()
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(connection.close)
+    # not in a nursery, which would wrap what is raised in the block
+    trio.lowlevel.start_thread_soon(watch, lambda result: token.run_sync_soon(end, result))
+    try:
+        async with aclosing(payloads()) as given:
+            yield given
+    finally:
+        stop.set()
+        with trio.CancelScope(shield=True):
+            await ended.wait()
+
+
+def _connect(settings: DatabaseSettings, channel: str) -> psycopg.Connection[tuple[object, ...]]:
+    connection = psycopg.connect(settings.conninfo, autocommit=True, **connection_arguments(settings))
+    try:
+        connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+    except BaseException:
+        connection.close()
+        raise
+    return connection

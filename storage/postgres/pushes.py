@@ -35,7 +35,8 @@ _q_renew = """
     WHERE push = mine.number AND attempt = mine.try AND state = 0
 """
 _q_lock = "SELECT state, attempt FROM pushes WHERE push = %s FOR UPDATE"
-_q_look = "SELECT state, attempt FROM pushes WHERE push = %s"
+_q_look = "SELECT state, attempt FROM pushes WHERE push = %s FOR KEY SHARE"
+"""Nobody can finish the push before this transaction ends; several may write for it at once."""
 _q_finish = "UPDATE pushes SET state = %s, verdict = %s, finished_at = %s WHERE push = %s"
 _q_fix_scheme = "UPDATE repositories SET scheme = %s WHERE repo = %s AND scheme IS NULL AND deleted_at IS NULL"
 _q_repository = "SELECT scheme FROM repositories WHERE repo = %s AND deleted_at IS NULL FOR SHARE"
@@ -84,7 +85,10 @@ def accept_push(
     now: dt.datetime,
 ) -> MoveResult:  # fmt: skip
     """See ``Pushes.accept_push``."""
-    if not _is_current(connection, ticket, _q_lock):
+    row = connection.execute(_q_lock, (ticket.number,)).fetchone()
+    if row == (PushState.ACCEPTED.value, ticket.attempt):  # by a call like this one, whose answer was lost
+        return MoveResult(Outcome.MOVED, move.new)
+    if row != (PushState.OPEN.value, ticket.attempt):
         return MoveResult(Outcome.SUPERSEDED)
     if _repository_scheme(connection, ticket.repo) is None:  # before the share lock: two first pushes would deadlock
         connection.execute(_q_fix_scheme, (scheme.value, ticket.repo))

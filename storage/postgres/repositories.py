@@ -63,6 +63,8 @@ def create_repository(connection: Connection, new: NewRepository) -> Repository 
 
 def find_repository(connection: Connection, owner: str, slug: str) -> Repository | None:
     """See ``Repositories.find_repository``."""
+    if not (_storable(owner) and _storable(slug)):
+        return None
     row = connection.execute(_q_find, (owner, slug)).fetchone()
     return None if row is None else _repository(row)
 
@@ -108,6 +110,11 @@ def branch_heads(connection: Connection, number: int) -> dict[str, bytes]:
 def branch_log(connection: Connection, number: int, branch: str) -> list[BranchLogEntry]:
     """See ``Repositories.branch_log``."""
     return [BranchLogEntry(*row) for row in connection.execute(_q_log, (number, branch))]
+
+
+def _storable(text: str) -> bool:
+    """Tell whether PostgreSQL can hold a text; what a client asks for may be anything."""
+    return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _repository(row: tuple[Any, ...]) -> Repository:

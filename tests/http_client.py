@@ -15,10 +15,12 @@ import h11
 import msgpack as msgpack_codec
 import trio
 
+from tests.muse import last_frame
 from tests.servers import TOKENS, Server
 
 MSGPACK = "application/x-msgpack"
-PATIENCE_S = 30.0
+PACKSTREAM = "application/x-muse-packstream"
+PATIENCE_S = 15.0
 """How long a test waits for what must come soon."""
 _READ_BYTES = 64 * 1024
 
@@ -47,7 +49,8 @@ class Answer:
         value = self.value
         assert isinstance(value, dict), value
         assert isinstance(value["error"], str)
-        assert isinstance(value["detail"], str) and value["detail"]
+        assert isinstance(value["detail"], str)
+        assert value["detail"]
         assert isinstance(value["retryable"], bool)
         assert value["request_id"] == self.headers["x-request-id"] != ""
         return value["error"]
@@ -81,10 +84,7 @@ class Connection:
 
     async def begin_answer(self, method: str = "GET") -> tuple[int, dict[str, str]]:
         """Read the head of an answer; interim answers are skipped."""
-        self._parser = h11.Connection(h11.CLIENT)
-        self._parser.send(h11.Request(method=method, target="/", headers=[("Host", "a")]))
-        self._parser.send(h11.EndOfMessage())
-        self._give_what_is_left()
+        self._new_parser(method)
         while True:
             event = await self._event()
             if isinstance(event, h11.Response):
@@ -95,11 +95,10 @@ class Connection:
 
     async def interim(self) -> int:
         """Read an interim (1xx) answer."""
-        self._parser = h11.Connection(h11.CLIENT)
-        self._give_what_is_left()
+        parser = self._new_parser("POST")
         event = await self._event()
         assert isinstance(event, h11.InformationalResponse), event
-        self._left = bytes(self._parser.trailing_data[0])
+        self._left = bytes(parser.trailing_data[0])
         return event.status_code
 
     async def piece(self) -> bytes:
@@ -116,13 +115,18 @@ class Connection:
     async def answer(self, method: str = "GET") -> Answer:
         """Read a whole answer."""
         status, headers = await self.begin_answer(method)
+        body, complete = await self.rest()
+        return Answer(status, headers, body, complete)
+
+    async def rest(self) -> tuple[bytes, bool]:
+        """Read what is left of the answer's body; tells whether it ended properly."""
         body = bytearray()
         try:
             while piece := await self.piece():
                 body += piece
         except AnswerCutError:
-            return Answer(status, headers, bytes(body), complete=False)
-        return Answer(status, headers, bytes(body), complete=True)
+            return bytes(body), False
+        return bytes(body), True
 
     async def until_end(self) -> bytes:
         """Read until the server closes the connection, gracefully or not; gives what came before."""
@@ -141,11 +145,14 @@ class Connection:
             await self.until_end()
         return not scope.cancelled_caught
 
-    def _give_what_is_left(self) -> None:
-        assert self._parser is not None
+    def _new_parser(self, method: str) -> h11.Connection:
+        parser = self._parser = h11.Connection(h11.CLIENT)
+        parser.send(h11.Request(method=method, target="/", headers=[("Host", "a")]))
+        parser.send(h11.EndOfMessage())
         if self._left:  # to h11, no bytes mean the end
-            self._parser.receive_data(self._left)
+            parser.receive_data(self._left)
             self._left = b""
+        return parser
 
     async def _event(self) -> object:
         parser = self._parser
@@ -182,6 +189,24 @@ async def ask(server: Server, method: str, target: str, **options: object) -> An
         return await connection.ask(method, target, **options)
 
 
+async def push(
+    server: Server, frames: bytes, *, repository: str = "alice/x", token: str | None = "alice", **options: object
+) -> dict[str, object]:
+    """Push frames; gives the last frame, or a refusal before the first one as a frame of the type ``status``."""
+    answer = await ask(server, "POST", f"/{repository}/push/stream", token=token, body=frames, **options)
+    assert answer.complete
+    if answer.status == 200:
+        assert answer.headers["content-type"] == PACKSTREAM
+        return last_frame(answer.body)
+    return {"type": "status", "status": answer.status, **answer.value}
+
+
+def without_id(answer: Answer) -> tuple[int, object, dict[str, str]]:
+    """Everything of a refusal but what is different in every answer."""
+    headers = {k: v for k, v in answer.headers.items() if k not in {"x-request-id", "date"}}
+    return answer.status, {k: v for k, v in answer.value.items() if k != "request_id"}, headers
+
+
 def request_bytes(
     method: str, target: str, *, token: str | None = None, headers: Mapping[str, str] | None = None,
     body: bytes | None = None, json: object = None, msgpack: object = None,
@@ -197,7 +222,9 @@ def request_bytes(
     return head_bytes(method, target, token=token, headers={**fields, **(headers or {})}) + (body or b"")
 
 
-def head_bytes(method: str, target: str, *, token: str | None = None, headers: Mapping[str, str] | None = None) -> bytes:
+def head_bytes(
+    method: str, target: str, *, token: str | None = None, headers: Mapping[str, str] | None = None
+) -> bytes:
     """Write a request's head."""
     fields = {"host": "museworkd.test", **({"authorization": f"Bearer {TOKENS[token]}"} if token else {})}
     fields |= {name.lower(): value for name, value in (headers or {}).items()}

@@ -130,7 +130,7 @@ class PushActor(Actor[bytes | None]):
         self.ticket = begun
         attempt = Attempt(plan, begun)
         timings, counts = Timings(), Counts()
-        async with SpoolDirectory(services.spool_dir, f"{begun.push_id.hex}-{begun.attempt}") as spools:
+        async with SpoolDirectory(services.spool_dir, f"push-{begun.number}-{begun.attempt}") as spools:
             stages = ObjectStages(services, attempt, spools, counts, timings, self._progress)
             event = await stages.run(self._next_event)
             pack = RecordPack(spools)

@@ -176,7 +176,7 @@ class Admitter:
         self._counts.inflated_bytes += size
 
     def _remember(self, object_id: bytes, content: bytes) -> None:
-        if len(content) > _RECENT_BYTES // 4:
+        if len(content) > _RECENT_BYTES // 4 or object_id in self._recent:
             return
         self._recent[object_id] = content
         self._recent_bytes += len(content)

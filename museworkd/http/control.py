@@ -8,13 +8,13 @@ from typing import Any
 import trio
 from quart import Response, request
 from quart_trio import QuartTrio
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import BadHost, HTTPException
 
 from museworkd.http import health_routes, history_routes, repository_routes
 from museworkd.http.exchange import Exchange
 from museworkd.http.negotiation import read_body, write_body
 from museworkd.http.services import HttpServices
-from wire.errors import Code, Refusal
+from wire.errors import Code, Refusal, malformed
 
 
 def make_control_plane(services: HttpServices) -> Callable[[Exchange], Awaitable[None]]:
@@ -34,7 +34,10 @@ def make_control_plane(services: HttpServices) -> Callable[[Exchange], Awaitable
     async def run(exchange: Exchange) -> None:
         body = await exchange.body(services.settings.control_body_bytes)
         answer = _Collected()
-        await app(exchange.scope, _body_once(body), answer.send)  # type: ignore[arg-type]
+        try:
+            await app(exchange.scope, _body_once(body), answer.send)  # type: ignore[arg-type]
+        except* BadHost:
+            raise malformed("the Host header names no host") from None
         headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in answer.headers]
         await exchange.start(answer.status, headers)
         await exchange.send(bytes(answer.body))

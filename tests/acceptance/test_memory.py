@@ -130,7 +130,10 @@ def bombs() -> dict[str, tuple[list[bytes], str]]:
         "one endless value": (
             [b"\x82\xa4type\xa1C\xa7commits\x91\xdb\x7f\xff\xff\xff", b"x" * (64 * MIB)], "too_large",
         ),
-        "many small lists": ([b"\x82\xa4type\xa1C\xa7commits\x91\xdd\x00\x10\x00\x00" + b"\x90" * MIB], "malformed"),
+        "many small lists": ([b"\x82\xa4type\xa1C\xa7commits\x91\xdd\x00\x10\x00\x00" + b"\x90" * MIB], "too_large"),
+        "many short strings": (
+            [b"\x82\xa4type\xa1C\xa7commits\x91\xdd\x00\x10\x00\x00" + b"\xa2ab" * MIB], "too_large",
+        ),
     }  # fmt: skip
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from storage.postgres.embedded import EmbeddedPostgres
+
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "var" / "demo"
 START_S = 180
@@ -36,6 +38,8 @@ class Demo:
         self.daemon: subprocess.Popen[str] | None = None
 
     def run(self) -> int:
+        if (DEMO / "data").is_dir():
+            EmbeddedPostgres(DEMO / "data").destroy()
         shutil.rmtree(DEMO, ignore_errors=True)
         DEMO.mkdir(parents=True)
         try:

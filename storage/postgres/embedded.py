@@ -7,7 +7,8 @@ stops the server. Locks are the kernel's, so a process that is killed leaves non
 outlives its daemon is found and used by the next one.
 
 PostgreSQL refuses to run as root. As root the server runs as an unprivileged system user, with data and binaries
-where that user can reach them; nobody's directories are opened up for it.
+where that user can reach them; nobody's directories are opened up for it. A cluster kept apart is found by a link in
+the data directory, so that it goes wherever the directory goes and never serves another one made in its place.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class EmbeddedPostgres:
 
     def __init__(self, data_dir: Path, state_root: Path = STATE_ROOT) -> None:
         self._account = server_account()
-        self._home = _home(data_dir.resolve(), self._account, state_root)
+        self._beside = data_dir.resolve() / "postgres"
+        self._home = _home(self._beside, self._account, state_root)
         self._data = self._home / "data"
         self._state_root = state_root
         self._users_lock: int | None = None
@@ -114,9 +116,20 @@ class EmbeddedPostgres:
     def kill(self) -> None:
         """Kill the server like a crash would; for tests of recovery."""
         pid = self._postmaster_pid()
-        if pid is not None:
-            os.kill(pid, signal.SIGKILL)
+        if pid is not None and self._exists(pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
             self._wait_gone(pid)
+
+    def destroy(self) -> None:
+        """Kill the server and remove the cluster and all that is in it. Blocking."""
+        sockets = self._socket_directory()
+        self.kill()
+        for directory in (sockets, self._home):
+            shutil.rmtree(directory, ignore_errors=True)
+        self._leave()
+        if self._beside.is_symlink():
+            self._beside.unlink()
 
     def _ensure_running(self) -> None:
         if self.alive():
@@ -275,14 +288,17 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _home(data_dir: Path, account: Account, state_root: Path) -> Path:
+def _home(beside: Path, account: Account, state_root: Path) -> Path:
     if not account.foreign:
-        return data_dir / "postgres"
+        return beside
+    data_dir = beside.parent
     data_dir.mkdir(parents=True, exist_ok=True)
-    beside = data_dir / "postgres"
-    apart = state_root / f"cluster-{hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16]}"
-    if _has_cluster(apart):  # it stays where it was made, whoever may enter the data directory by now
-        return apart
+    if beside.is_symlink():  # it stays where it was made, whoever may enter the data directory by now
+        if not beside.is_dir():
+            raise IndexUnavailable(
+                f"{beside} leads to a cluster that is gone: bring it back, or remove the link to begin anew"
+            )
+        return beside.resolve()
     if reachable(data_dir, account):
         return beside
     if _has_cluster(beside):
@@ -290,7 +306,19 @@ def _home(data_dir: Path, account: Account, state_root: Path) -> Path:
             f"{beside} holds a cluster, and its user {account.name} cannot enter {data_dir} any more: give it the "
             "right to, or move the cluster"
         )
-    return apart
+    return _make_home_apart(beside, account, state_root)
+
+
+def _make_home_apart(link: Path, account: Account, state_root: Path) -> Path:
+    """Make a home that only this link leads to: a data directory made anew must not find the cluster of the old one."""
+    state_root.mkdir(mode=0o755, parents=True, exist_ok=True)
+    home = Path(tempfile.mkdtemp(prefix="cluster-", dir=state_root))
+    os.chown(home, account.uid, account.gid)
+    try:
+        link.symlink_to(home)
+    except FileExistsError:  # another process was first
+        home.rmdir()
+    return link.resolve()
 
 
 def _has_cluster(home: Path) -> bool:

@@ -463,7 +463,7 @@ def test_roots_closed_data_directory_stays_closed_and_the_cluster_is_kept_apart(
     server.start()
     keep(server)
     assert server.home.parent == state_root
-    assert list(closed_dir.iterdir()) == []
+    assert {path.name: path.readlink() for path in closed_dir.iterdir()} == {"postgres": server.home}
     facts = closed_dir.stat()
     assert (stat.S_IMODE(facts.st_mode), facts.st_uid) == (0o700, 0)
     assert kept(make(closed_dir)) == [42]
@@ -474,6 +474,45 @@ def test_two_closed_data_directories_have_two_clusters(make: Make, closed_dir: P
     other = fresh_dir / "other"
     other.mkdir(mode=0o700)
     assert make(closed_dir).home != make(other).home
+
+
+@only_root
+def test_a_data_directory_made_anew_has_a_new_cluster(make: Make, closed_dir: Path) -> None:
+    server = make(closed_dir)
+    server.start()
+    keep(server)
+    moved = closed_dir.with_name("moved")
+    closed_dir.rename(moved)
+    closed_dir.mkdir(mode=0o700)
+    other = make(closed_dir)
+    assert other.home != server.home
+    assert make(moved).home == server.home
+    assert kept(make(moved)) == [42]
+
+
+@only_root
+def test_a_link_to_a_cluster_that_is_gone_is_told_and_not_followed_by_an_empty_one(
+    make: Make, closed_dir: Path
+) -> None:
+    home = make(closed_dir).home
+    home.rename(home.with_name("lost"))
+    with pytest.raises(IndexUnavailable, match="leads to a cluster that is gone"):
+        make(closed_dir)
+    home.with_name("lost").rename(home)
+    assert make(closed_dir).home == home
+
+
+@pytest.mark.parametrize("kept_apart", [False, pytest.param(True, marks=only_root)])
+def test_what_is_destroyed_is_gone_with_its_server(make: Make, fresh_dir: Path, kept_apart: bool) -> None:
+    where = fresh_dir / "d"
+    where.mkdir(mode=0o700 if kept_apart else 0o755)
+    server = make(where)
+    server.start()
+    pid = server._postmaster_pid()
+    server.destroy()
+    assert not Path(f"/proc/{pid}").exists()
+    assert not server.home.exists()
+    assert list(where.iterdir()) == []
 
 
 @only_root

@@ -5,6 +5,7 @@ Everything is done with the commands a user has. Nothing is left running; what w
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from storage.errors import IndexUnavailable
 from storage.postgres.embedded import EmbeddedPostgres
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +41,8 @@ class Demo:
 
     def run(self) -> int:
         if (DEMO / "data").is_dir():
-            EmbeddedPostgres(DEMO / "data").destroy()
+            with contextlib.suppress(IndexUnavailable):  # what is gone already
+                EmbeddedPostgres(DEMO / "data").destroy()
         shutil.rmtree(DEMO, ignore_errors=True)
         DEMO.mkdir(parents=True)
         try:

@@ -125,29 +125,39 @@ def _number(directory: Path) -> int:
 
 
 def _runs(directory: Path, account: Account) -> bool:
-    try:
-        done = subprocess.run(
-            [str(directory / "postgres"), "--version"], capture_output=True, timeout=_TIMEOUT_S, check=False, cwd="/",
-            **account.process_arguments(),
-        )  # fmt: skip
-    except PermissionError:
-        return False
-    return done.returncode == 0
+    for program in ("postgres", "initdb"):  # they load different libraries
+        try:
+            done = subprocess.run(
+                [str(directory / program), "--version"], capture_output=True, timeout=_TIMEOUT_S, check=False, cwd="/",
+                **account.process_arguments(),
+            )  # fmt: skip
+        except PermissionError:
+            return False
+        if done.returncode != 0:
+            return False
+    return True
 
 
 def _copy_installation(source: Path, state_root: Path) -> Path:
+    """Copy an installation and, where it came in a wheel, the libraries that lie beside its package."""
+    package = source.parent
+    libraries = package.with_name(f"{package.name}.libs")
     facts = (source / "bin" / "postgres").stat()
     name = hashlib.sha256(f"{source}:{facts.st_size}:{facts.st_mtime_ns}".encode()).hexdigest()[:16]
     target = state_root / f"postgresql-{name}"
     if not target.exists():
-        fresh = state_root / f".postgresql-{name}.{os.getpid()}"
         state_root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        fresh = state_root / f".postgresql-{name}.{os.getpid()}"
         shutil.rmtree(fresh, ignore_errors=True)
-        shutil.copytree(source, fresh, symlinks=True)
+        shutil.copytree(source, fresh / package.name / source.name, symlinks=True)
+        if libraries.is_dir():
+            shutil.copytree(libraries, fresh / libraries.name, symlinks=True)
+        for directory in (fresh, fresh / package.name):
+            directory.chmod(0o755)
         try:
             fresh.rename(target)
         except OSError:
             if not target.exists():
                 raise
             shutil.rmtree(fresh, ignore_errors=True)  # another process was first
-    return target
+    return target / package.name / source.name

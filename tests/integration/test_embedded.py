@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
 import signal
 import stat
 import tempfile
@@ -14,7 +15,7 @@ import psycopg
 import pytest
 
 from storage.errors import IndexUnavailable, SchemaMismatch
-from storage.postgres import embedded
+from storage.postgres import binaries, embedded
 from storage.postgres.binaries import server_account
 from storage.postgres.embedded import EmbeddedPostgres, embedded_postgres
 from tests.integration.postgres_user import PostgresUser
@@ -540,6 +541,25 @@ def test_a_cluster_that_can_no_longer_be_reached_is_told_and_not_replaced_by_an_
     fresh_dir.chmod(0o755)
     server.start()
     assert kept(make(fresh_dir)) == [42]
+
+
+@only_root
+def test_programs_that_only_root_can_reach_are_copied_with_their_libraries(
+    make: Make, fresh_dir: Path, state_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = server_account()
+    shared = binaries.find_binaries(account, state_root).parent
+    package, libraries = shared.parent, shared.parent.with_name(f"{shared.parent.name}.libs")
+    assert libraries.is_dir(), "the wheel of the embedded extra is what most people have"
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    shutil.copytree(shared, closed / package.name / shared.name, symlinks=True)
+    shutil.copytree(libraries, closed / libraries.name, symlinks=True)
+    monkeypatch.setattr(binaries, "_candidates", lambda: [closed / package.name / shared.name / "bin"])
+    server = make(fresh_dir)
+    server.start()
+    assert ask(server, "SELECT 1") == 1
+    assert Path(f"/proc/{server._postmaster_pid()}/exe").resolve().is_relative_to(state_root)
 
 
 @only_root

@@ -38,6 +38,9 @@ from storage.rows import (
 from wire.graph import CommitFacts
 from wire.ids import Scheme
 
+UNREAD_NOTIFICATIONS = 1_000
+"""How many a listener may leave unread; later ones are dropped."""
+
 
 class Identities(Protocol):
     """Who may come in."""
@@ -103,7 +106,7 @@ class Pushes(Protocol):
         """Look a push up."""
 
     async def renew_pushes(self, tickets: Sequence[PushTicket], now: dt.datetime, lease_s: float) -> None:
-        """Extend the leases of running pushes, all in one statement."""
+        """Extend the leases of running pushes, all at once."""
 
     async def known_blobs(self, repo: int, scheme: Scheme, object_ids: Sequence[bytes]) -> Known:
         """Look a batch of blobs up before storing them."""
@@ -181,4 +184,7 @@ class Index(Identities, Repositories, Pushes, History, Protocol):
         """Wake every listener of a channel in the deployment; delivery is best effort."""
 
     def listen(self, channel: str) -> AbstractAsyncContextManager[AsyncIterator[str]]:
-        """Listen on a channel; the iterator ends with ``IndexUnavailable`` when the connection is lost."""
+        """Listen on a channel; the iterator ends with ``IndexUnavailable`` when the connection is lost.
+
+        Of what is left unread, the first :data:`UNREAD_NOTIFICATIONS` are kept.
+        """

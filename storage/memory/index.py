@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
-import math
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 import trio
 
 from storage.errors import StaleTicket
+from storage.index import UNREAD_NOTIFICATIONS
 from storage.layout import Place
 from storage.memory.tables import PushEntry, Tables
 from storage.rows import (
@@ -51,12 +51,13 @@ class MemoryIndex:
     async def notify(self, channel: str, payload: str) -> None:
         await trio.lowlevel.checkpoint()
         for listener in self._listeners.get(channel, []):
-            listener.send_nowait(payload)
+            with suppress(trio.WouldBlock):
+                listener.send_nowait(payload)
 
     @asynccontextmanager
     async def listen(self, channel: str) -> AsyncIterator[AsyncIterator[str]]:
         await trio.lowlevel.checkpoint()
-        send, receive = trio.open_memory_channel[str](math.inf)
+        send, receive = trio.open_memory_channel[str](UNREAD_NOTIFICATIONS)
         self._listeners.setdefault(channel, []).append(send)
         try:
             yield receive

@@ -10,46 +10,46 @@ from storage.postgres.pushes import require_current
 from storage.rows import Known, PushTicket, StoredBlob
 from wire.ids import Scheme
 
+# Each id is looked up by key on its own: `OFFSET 0` keeps the planner from joining instead, which for a large batch
+# reads every row the repository holds, and with statistics of a smaller table the whole table once for each id.
 _q_known = """
     SELECT wanted.id,
-           EXISTS (SELECT 1 FROM blobs b WHERE b.blob_id = wanted.id AND b.scheme = %(scheme)s),
+           EXISTS (SELECT 1 FROM blobs b WHERE b.blob_id = wanted.id AND b.scheme = %(scheme)s OFFSET 0),
            EXISTS (SELECT 1 FROM blob_refs r JOIN pushes p USING (push)
-                   WHERE r.repo = %(repo)s AND r.blob_id = wanted.id AND p.state = 1)
+                   WHERE r.repo = %(repo)s AND r.blob_id = wanted.id AND p.state = 1 OFFSET 0)
     FROM unnest(%(ids)b::bytea[]) AS wanted (id)
 """
 _q_insert_packs = "INSERT INTO packs (pack_id) SELECT unnest(%b::bytea[]) ON CONFLICT DO NOTHING"
 _q_insert = """
     INSERT INTO blobs (blob_id, scheme, size, pack, "offset")
-    SELECT new.id, %(scheme)s, new.size, p.pack, new.at
+    SELECT new.id, %(scheme)s, new.size, (SELECT p.pack FROM packs p WHERE p.pack_id = new.pack_id), new.at
     FROM unnest(%(ids)b::bytea[], %(sizes)b::bigint[], %(packs)b::bytea[], %(offsets)b::bigint[])
          AS new (id, size, pack_id, at)
-    LEFT JOIN packs p ON p.pack_id = new.pack_id
     ORDER BY new.id
     ON CONFLICT DO NOTHING
 """
 _q_insert_refs = """
     INSERT INTO blob_refs (repo, blob_id, push)
-    SELECT %(repo)s, new.id, %(push)s FROM unnest(%(ids)b::bytea[]) AS new (id)
+    SELECT %(repo)s, new.id, %(push)s FROM unnest(%(ids)b::bytea[]) AS new (id) ORDER BY new.id
     ON CONFLICT DO NOTHING
 """
 _q_lacking = """
     SELECT DISTINCT wanted.id FROM unnest(%(ids)b::bytea[]) AS wanted (id)
     WHERE NOT EXISTS (
         SELECT 1 FROM blob_refs r JOIN pushes p USING (push)
-        WHERE r.repo = %(repo)s AND r.blob_id = wanted.id AND (p.state = 1 OR r.push = %(push)s)
+        WHERE r.repo = %(repo)s AND r.blob_id = wanted.id AND (p.state = 1 OR r.push = %(push)s) OFFSET 0
     )
 """
 _q_places = """
-    SELECT b.blob_id, b.size, p.pack_id, b."offset"
+    SELECT b.blob_id, b.size, (SELECT p.pack_id FROM packs p WHERE p.pack = b.pack), b."offset"
     FROM unnest(%(ids)b::bytea[]) AS wanted (id)
-    JOIN blobs b ON b.blob_id = wanted.id AND b.scheme = %(scheme)s
-    LEFT JOIN packs p USING (pack)
+    CROSS JOIN LATERAL (SELECT * FROM blobs WHERE blob_id = wanted.id AND scheme = %(scheme)s OFFSET 0) AS b
 """
 _q_held_places = (
     _q_places
     + """
     WHERE EXISTS (SELECT 1 FROM blob_refs r JOIN pushes h USING (push)
-                  WHERE r.repo = %(repo)s AND r.blob_id = wanted.id AND h.state = 1)
+                  WHERE r.repo = %(repo)s AND r.blob_id = wanted.id AND h.state = 1 OFFSET 0)
 """
 )
 

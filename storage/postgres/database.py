@@ -43,10 +43,20 @@ _POOL_LOOK_S = 0.25
 """How often who waits for a connection looks whether its caller has gone."""
 _CONFLICTS = (pg_errors.SerializationFailure, pg_errors.DeadlockDetected)
 """Lost against another transaction: the connection is sound, the function runs again."""
-_FINAL = (pg_errors.QueryCanceled, pg_errors.LockNotAvailable, pg_errors.DiskFull, PoolTimeout, PoolClosed)
+_FORBIDDEN = pg_errors.InsufficientPrivilege
+"""The operator's to mend, and no different the next time."""
+_FINAL = (
+    pg_errors.QueryCanceled, pg_errors.LockNotAvailable, pg_errors.DiskFull, _FORBIDDEN, PoolTimeout, PoolClosed,
+)  # fmt: skip
 """Running again would only wait again."""
+_q_durable = """
+    SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'
+"""
 _DEMOTED = pg_errors.ReadOnlySqlTransaction
 """After a fail-over: the connection works, and leads to a server that is no longer the primary."""
+_UNAVAILABLE = (
+    psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, PoolClosed, _DEMOTED, _FORBIDDEN,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +97,7 @@ class Database:
         self._transactions = self._retries = self._failures = 0
         self._pool: ConnectionPool[Connection] = ConnectionPool(
             settings.conninfo, min_size=1, max_size=settings.pool_size, open=False, name="museworkd",
-            reconnect_timeout=RECONNECT_S, kwargs=connection_arguments(settings),
+            reconnect_timeout=RECONNECT_S, kwargs=connection_arguments(settings), configure=_require_durable,
         )  # fmt: skip
 
     async def open(self) -> None:
@@ -110,7 +120,7 @@ class Database:
         while True:
             try:
                 return await self._run_once(function, arguments)
-            except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, PoolClosed, _DEMOTED) as error:
+            except _UNAVAILABLE as error:
                 self._failures += 1
                 if isinstance(error, _FINAL) or attempt >= ATTEMPTS:
                     raise IndexUnavailable(f"{type(error).__name__}: {_first_line(error)}") from error
@@ -231,20 +241,35 @@ async def _cancel_with_caller(job: _Job[T]) -> None:
 
 
 def connection_arguments(settings: DatabaseSettings) -> dict[str, Any]:
-    """Give what every connection is opened with: time limits on the server's side, and keepalives."""
-    options = {
+    """Give what every connection is opened with: limits and planning on the server's side, and keepalives.
+
+    A prepared statement keeps no plan: a push makes tables grow a thousandfold before their statistics are taken
+    again, and the plan for a table of one page reads all of it for each id.
+    """
+    limits = {
         "statement_timeout": settings.statement_timeout_s,
         "lock_timeout": settings.lock_timeout_s,
         "idle_in_transaction_session_timeout": settings.idle_in_transaction_timeout_s,
     }
+    options = [f"{name}={int(seconds * 1000)}" for name, seconds in limits.items()]
+    options.append("plan_cache_mode=force_custom_plan")
+    # whatever the database's default: what waited for a lock has to see what it was for
+    options.append("default_transaction_isolation=read\\ committed")
     return {
-        "options": " ".join(f"-c {name}={int(seconds * 1000)}" for name, seconds in options.items()),
+        "options": " ".join(f"-c {option}" for option in options),
         "application_name": "museworkd",
         "connect_timeout": CONNECT_TIMEOUT_S,
         "keepalives_idle": KEEPALIVE_S,
         "keepalives_interval": KEEPALIVE_S,
         "keepalives_count": 2,
     }
+
+
+def _require_durable(connection: Connection) -> None:
+    """See to it that what is acknowledged is on disk, whatever the database's default; a stricter one is left."""
+    connection.autocommit = True
+    connection.execute(_q_durable)
+    connection.autocommit = False
 
 
 def _first_line(error: BaseException) -> str:

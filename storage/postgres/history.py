@@ -11,6 +11,7 @@ from storage.rows import CommitRow, PushTicket, SnapshotRef, SnapshotRow
 from wire.graph import CommitFacts
 from wire.ids import Scheme
 
+# Each id is looked up by key on its own, see ``storage.postgres.blobs``.
 _q_insert_snapshots = """
     INSERT INTO snapshots (snapshot_id, scheme, base_id, depth, delta, "full")
     VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING
@@ -20,7 +21,7 @@ _q_insert_snapshot_refs = """
     SELECT %(repo)s, new.id, %(push)s, new.extras
     FROM unnest(%(ids)b::bytea[], %(extras)b::bytea[]) AS new (id, extras)
     WHERE NOT EXISTS (SELECT 1 FROM snapshot_refs r JOIN pushes p USING (push)
-                      WHERE r.repo = %(repo)s AND r.snapshot_id = new.id AND p.state = 1)
+                      WHERE r.repo = %(repo)s AND r.snapshot_id = new.id AND p.state = 1 OFFSET 0)
     ON CONFLICT DO NOTHING
 """
 _q_insert_commits = """
@@ -37,53 +38,63 @@ _q_insert_commit_refs = """
     SELECT %(repo)s, new.id, %(push)s, new.record
     FROM unnest(%(ids)b::bytea[], %(records)b::bytea[]) AS new (id, record)
     WHERE NOT EXISTS (SELECT 1 FROM commit_refs r JOIN pushes p USING (push)
-                      WHERE r.repo = %(repo)s AND r.commit_id = new.id AND p.state = 1)
+                      WHERE r.repo = %(repo)s AND r.commit_id = new.id AND p.state = 1 OFFSET 0)
     ON CONFLICT DO NOTHING
 """
 _q_lacking_snapshots = """
     SELECT DISTINCT wanted.id FROM unnest(%(ids)b::bytea[]) AS wanted (id)
     WHERE NOT EXISTS (
         SELECT 1 FROM snapshot_refs r JOIN pushes p USING (push)
-        WHERE r.repo = %(repo)s AND r.snapshot_id = wanted.id AND (p.state = 1 OR r.push = %(push)s)
+        WHERE r.repo = %(repo)s AND r.snapshot_id = wanted.id AND (p.state = 1 OR r.push = %(push)s) OFFSET 0
     )
 """
 _q_held_commits = """
     SELECT wanted.id, c.generation
     FROM (SELECT DISTINCT unnest(%(ids)b::bytea[])) AS wanted (id)
-    JOIN commits c ON c.commit_id = wanted.id
-    JOIN repositories o ON o.repo = %(repo)s AND o.scheme = c.scheme
+    CROSS JOIN LATERAL (
+        SELECT generation FROM commits
+        WHERE commit_id = wanted.id AND scheme = (SELECT scheme FROM repositories WHERE repo = %(repo)s) OFFSET 0
+    ) AS c
     WHERE EXISTS (SELECT 1 FROM commit_refs r JOIN pushes p USING (push)
-                  WHERE r.repo = %(repo)s AND r.commit_id = wanted.id AND p.state = 1)
+                  WHERE r.repo = %(repo)s AND r.commit_id = wanted.id AND p.state = 1 OFFSET 0)
 """
 _q_ancestry = """
     WITH RECURSIVE walk (commit_id) AS (
         SELECT unnest(%(ids)b::bytea[])
         UNION
-        SELECT unnest(c.parents) FROM walk JOIN commits c USING (commit_id) WHERE c.scheme = %(scheme)s
+        SELECT unnest(c.parents) FROM walk CROSS JOIN LATERAL (
+            SELECT parents FROM commits WHERE commit_id = walk.commit_id AND scheme = %(scheme)s OFFSET 0
+        ) AS c
     ), nearest AS (SELECT commit_id, row_number() OVER () AS place FROM walk LIMIT %(most)s)
     SELECT c.commit_id, c.parents, c.snapshot_id, c.generation
-    FROM nearest JOIN commits c USING (commit_id) WHERE c.scheme = %(scheme)s
+    FROM nearest CROSS JOIN LATERAL (
+        SELECT * FROM commits WHERE commit_id = nearest.commit_id AND scheme = %(scheme)s OFFSET 0
+    ) AS c
     ORDER BY nearest.place
 """
 _q_commit_records = """
-    SELECT DISTINCT ON (r.commit_id) r.commit_id, b.record
+    SELECT wanted.id, first.record
     FROM unnest(%(ids)b::bytea[]) AS wanted (id)
-    JOIN commit_refs r ON r.repo = %(repo)s AND r.commit_id = wanted.id
-    JOIN pushes p ON p.push = r.push AND p.state = 1
-    JOIN commit_records b USING (record_id)
-    ORDER BY r.commit_id, r.push
+    CROSS JOIN LATERAL (
+        SELECT b.record FROM commit_refs r
+        JOIN pushes p ON p.push = r.push AND p.state = 1
+        JOIN commit_records b USING (record_id)
+        WHERE r.repo = %(repo)s AND r.commit_id = wanted.id ORDER BY r.push LIMIT 1
+    ) AS first
 """
 _snapshot_columns = 'snapshot_id, base_id, depth, delta, "full"'
 _q_snapshot_deltas = """
-    SELECT snapshot_id, base_id, depth, delta, NULL FROM unnest(%(ids)b::bytea[]) AS wanted (id)
-    JOIN snapshots ON snapshot_id = wanted.id AND scheme = %(scheme)s
+    SELECT s.snapshot_id, s.base_id, s.depth, s.delta, NULL FROM unnest(%(ids)b::bytea[]) AS wanted (id)
+    CROSS JOIN LATERAL (SELECT * FROM snapshots WHERE snapshot_id = wanted.id AND scheme = %(scheme)s OFFSET 0) AS s
 """
 _q_snapshot_extras = """
-    SELECT DISTINCT ON (r.snapshot_id) r.snapshot_id, r.extras
+    SELECT wanted.id, first.extras
     FROM unnest(%(ids)b::bytea[]) AS wanted (id)
-    JOIN snapshot_refs r ON r.repo = %(repo)s AND r.snapshot_id = wanted.id
-    JOIN pushes p ON p.push = r.push AND p.state = 1
-    ORDER BY r.snapshot_id, r.push
+    CROSS JOIN LATERAL (
+        SELECT r.extras FROM snapshot_refs r
+        JOIN pushes p ON p.push = r.push AND p.state = 1
+        WHERE r.repo = %(repo)s AND r.snapshot_id = wanted.id ORDER BY r.push LIMIT 1
+    ) AS first
 """
 _q_snapshot_chain = f"""
     WITH RECURSIVE chain AS (
@@ -102,7 +113,8 @@ def record_snapshots(
 ) -> int:
     """See ``Pushes.record_snapshots``."""
     require_current(connection, ticket)
-    rows = [ref.row for ref in snapshots]
+    refs = sorted(snapshots, key=lambda ref: ref.row.snapshot_id)  # see record_commits
+    rows = [ref.row for ref in refs]
     with connection.cursor() as cursor:
         cursor.executemany(
             _q_insert_snapshots,
@@ -112,7 +124,7 @@ def record_snapshots(
         _q_insert_snapshot_refs,
         {
             "repo": ticket.repo, "push": ticket.number,
-            "ids": [r.snapshot_id for r in rows], "extras": [ref.extras for ref in snapshots],
+            "ids": [r.snapshot_id for r in rows], "extras": [ref.extras for ref in refs],
         },
     )  # fmt: skip
     return done.rowcount
@@ -121,6 +133,8 @@ def record_snapshots(
 def record_commits(connection: Connection, ticket: PushTicket, scheme: Scheme, commits: Sequence[CommitRow]) -> int:
     """See ``Pushes.record_commits``."""
     require_current(connection, ticket)
+    # pushes that bring the same rows wait for each other: in one order, or they would wait in a circle
+    commits = sorted(commits, key=lambda c: c.commit_id)
     with connection.cursor() as cursor:
         cursor.executemany(
             _q_insert_commits,

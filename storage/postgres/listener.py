@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 
 import outcome
 import psycopg
@@ -13,6 +12,7 @@ import trio
 from psycopg import sql
 
 from storage.errors import IndexUnavailable
+from storage.index import UNREAD_NOTIFICATIONS
 from storage.postgres.database import DatabaseSettings, connection_arguments
 
 _POLL_S = 0.5
@@ -22,16 +22,20 @@ _POLL_S = 0.5
 @asynccontextmanager
 async def listen(settings: DatabaseSettings, channel: str) -> AsyncIterator[AsyncIterator[str]]:
     """Listen on a channel; see ``Index.listen``."""
-    send, receive = trio.open_memory_channel[str](math.inf)
+    send, receive = trio.open_memory_channel[str](UNREAD_NOTIFICATIONS)
     stop = threading.Event()
     ended = trio.Event()
     token = trio.lowlevel.current_trio_token()
+
+    def keep(payload: str) -> None:
+        with suppress(trio.WouldBlock):  # nobody reads: a wake-up more would tell nothing new
+            send.send_nowait(payload)
 
     def watch() -> None:
         try:
             while not stop.is_set():
                 for notification in connection.notifies(timeout=_POLL_S):
-                    token.run_sync_soon(send.send_nowait, notification.payload)
+                    token.run_sync_soon(keep, notification.payload)
         except psycopg.OperationalError:
             pass
         finally:

@@ -29,11 +29,7 @@ _q_begin = """
 """
 _record_columns = "push_id, handle, branch, state, verdict, created_at, finished_at"
 _q_find = f"SELECT {_record_columns} FROM pushes WHERE repo = %s AND push_id = %s"
-_q_renew = """
-    UPDATE pushes SET lease_expires = %s
-    FROM unnest(%s::bigint[], %s::integer[]) AS mine (number, try)
-    WHERE push = mine.number AND attempt = mine.try AND state = 0
-"""
+_q_renew = "UPDATE pushes SET lease_expires = %s WHERE push = %s AND attempt = %s AND state = 0"
 _q_lock = "SELECT state, attempt FROM pushes WHERE push = %s FOR UPDATE"
 _q_look = "SELECT state, attempt FROM pushes WHERE push = %s FOR KEY SHARE"
 """Nobody can finish the push before this transaction ends; several may write for it at once."""
@@ -77,7 +73,8 @@ def find_push(connection: Connection, repo: int, push_id: uuid.UUID) -> PushReco
 def renew_pushes(connection: Connection, tickets: Sequence[PushTicket], now: dt.datetime, lease_s: float) -> None:
     """See ``Pushes.renew_pushes``."""
     expires = now + dt.timedelta(seconds=lease_s)
-    connection.execute(_q_renew, (expires, [t.number for t in tickets], [t.attempt for t in tickets]))
+    with connection.cursor() as cursor:
+        cursor.executemany(_q_renew, [(expires, t.number, t.attempt) for t in sorted(tickets, key=lambda t: t.number)])
 
 
 def accept_push(

@@ -17,7 +17,7 @@ from trio.testing import assert_checkpoints
 
 from storage.environment import SeededEnvironment
 from storage.errors import StaleTicket
-from storage.index import Index
+from storage.index import UNREAD_NOTIFICATIONS, Index
 from storage.layout import Place
 from storage.memory.index import MemoryIndex
 from storage.postgres.database import DatabaseSettings
@@ -1222,6 +1222,17 @@ async def test_an_exception_inside_a_listening_block_comes_out_as_it_is(index: I
     with pytest.raises(ZeroDivisionError):
         async with index.listen("jobs"):
             raise ZeroDivisionError
+
+
+async def test_the_memory_twin_keeps_unread_notifications_up_to_a_limit(memory_index: MemoryIndex) -> None:
+    async with memory_index.listen("jobs") as listener:
+        for at in range(UNREAD_NOTIFICATIONS + 10):
+            await memory_index.notify("jobs", str(at))
+        notifications = aiter(listener)
+        kept = [await anext(notifications) for _ in range(UNREAD_NOTIFICATIONS)]
+        await memory_index.notify("jobs", "after")
+        assert await anext(notifications) == "after"
+    assert kept == [str(at) for at in range(UNREAD_NOTIFICATIONS)]
 
 
 async def test_a_listener_can_be_cancelled(index: Index) -> None:

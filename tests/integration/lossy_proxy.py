@@ -20,20 +20,29 @@ class LossyProxy:
 
     async def relay(self, client: trio.SocketStream) -> None:
         server = await trio.open_unix_socket(self._server)
+        copied = trio.Event()
         async with client, server, trio.open_nursery() as nursery:
-            nursery.start_soon(self._copy, server, client, nursery.cancel_scope)
+            nursery.start_soon(self._copy, server, client, nursery.cancel_scope, copied)
             async for data in client:
-                await server.send_all(data)
                 if self.losses and b"COMMIT" in data:
                     self.losses -= 1
                     nursery.cancel_scope.cancel()
                     with trio.CancelScope(shield=True):
+                        await copied.wait()  # nobody else reads the answer
+                        await server.send_all(data)
                         await server.receive_some()  # it is done, and nobody will hear of it
+                    break
+                await server.send_all(data)
             nursery.cancel_scope.cancel()
 
-    async def _copy(self, server: trio.SocketStream, client: trio.SocketStream, scope: trio.CancelScope) -> None:
-        async for data in server:
-            await client.send_all(data)
+    async def _copy(
+        self, server: trio.SocketStream, client: trio.SocketStream, scope: trio.CancelScope, copied: trio.Event
+    ) -> None:
+        try:
+            async for data in server:
+                await client.send_all(data)
+        finally:
+            copied.set()
         scope.cancel()
 
 

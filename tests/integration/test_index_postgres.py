@@ -12,7 +12,18 @@ import pytest
 import trio
 
 from storage.postgres.index import PostgresIndex
-from storage.rows import BranchMove, NewRepository, Outcome, PushTicket, Repository, StoredBlob, Visibility
+from storage.rows import (
+    BranchMove,
+    CommitRow,
+    NewRepository,
+    Outcome,
+    PushTicket,
+    Repository,
+    SnapshotRef,
+    SnapshotRow,
+    StoredBlob,
+    Visibility,
+)
 from wire.ids import Scheme
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -110,4 +121,42 @@ async def test_pushes_that_bring_the_same_blobs_in_any_order_do_not_deadlock(
         for at, ticket in enumerate(tickets):
             order = blobs if at % 2 else blobs[::-1]
             nursery.start_soon(postgres_index.record_blobs, ticket, Scheme.TYPED, order)
+    assert postgres_index.statistics().retries == 0
+
+
+async def test_pushes_that_bring_the_same_history_in_any_order_do_not_deadlock(
+    postgres_index: PostgresIndex, repository: Repository
+) -> None:
+    commits = [CommitRow(name(f"c{at}"), (), name(f"s{at}"), 1, b"record %d" % at) for at in range(300)]
+    snapshots = [SnapshotRef(SnapshotRow(name(f"s{at}"), None, 0, b"", None), b"") for at in range(300)]
+    tickets = [await begin(postgres_index, repository, push) for push in range(1, 7)]
+    for record, rows in ((postgres_index.record_snapshots, snapshots), (postgres_index.record_commits, commits)):
+        async with trio.open_nursery() as nursery:
+            for at, ticket in enumerate(tickets):
+                nursery.start_soon(record, ticket, Scheme.TYPED, rows if at % 2 else rows[::-1])
+    assert postgres_index.statistics().retries == 0
+
+
+async def test_two_attempts_of_a_push_that_bring_the_same_blobs_in_any_order_do_not_deadlock(
+    postgres_index: PostgresIndex, repository: Repository, beside: psycopg.Connection, database_url: str
+) -> None:
+    """What the first connection had sent may still be under way when the second one sends it again."""
+    ticket = await begin(postgres_index, repository)
+    blobs = [StoredBlob(name(text), 3) for text in ("b", "other")]
+    first, last = sorted(blob.object_id for blob in blobs)
+    for blob in blobs:
+        beside.execute("INSERT INTO blobs (blob_id, scheme, size) VALUES (%s, 'typed', 3)", (blob.object_id,))
+    beside.commit()
+    beside.execute(
+        "INSERT INTO blob_refs (repo, blob_id, push) VALUES (%s, %s, %s)", (ticket.repo, first, ticket.number)
+    )
+    async with trio.open_nursery() as nursery:
+        for order in (blobs, blobs[::-1]):
+            nursery.start_soon(postgres_index.record_blobs, ticket, Scheme.TYPED, order)
+        await waits_for_locks(database_url, 2)  # both for the first: neither holds the last one
+        beside.execute("SET LOCAL lock_timeout = '5s'")
+        beside.execute(
+            "INSERT INTO blob_refs (repo, blob_id, push) VALUES (%s, %s, %s)", (ticket.repo, last, ticket.number)
+        )
+        beside.rollback()
     assert postgres_index.statistics().retries == 0

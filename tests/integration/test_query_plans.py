@@ -1,0 +1,344 @@
+"""Every statement on the way of a push and of a fetch finds its rows by key, however large the tables are.
+
+The operations run over large tables through a connection that has each statement explained first, so a statement
+that is added or changed is looked at without anybody remembering to.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+import psycopg
+import pytest
+
+from storage.postgres import blobs, history, identities, pushes, repositories
+from storage.postgres.database import DatabaseSettings, connection_arguments
+from storage.postgres.index import PostgresIndex
+from storage.rows import (
+    BranchMove,
+    CommitRow,
+    NewRepository,
+    Outcome,
+    PushTicket,
+    SnapshotRef,
+    SnapshotRow,
+    StoredBlob,
+    Visibility,
+)
+from wire.ids import Scheme
+
+MANY, SOME = 200_000, 20_000
+BATCH = 1_000
+LARGE_BATCH = 10_000
+NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+REPO, PUSH = 10, 100
+"""A tenth of everything is in this repository; this push of it is open."""
+
+KEYS = {
+    "blobs": {"blob_id"}, "blob_refs": {"blob_id"}, "packs": {"pack", "pack_id"},
+    "commits": {"commit_id"}, "commit_refs": {"commit_id"}, "commit_records": {"record_id"},
+    "snapshots": {"snapshot_id"}, "snapshot_refs": {"snapshot_id"},
+    "pushes": {"push", "push_id"}, "branches": {"repo"}, "branch_log": {"repo"},
+    "repositories": {"repo", "owner"}, "collaborators": {"repo"}, "tokens": {"token_hash"},
+}  # fmt: skip
+"""Columns of which a look-up has to name one: a repository's number alone would read all that it holds."""
+
+FILL = [
+    f"INSERT INTO identities SELECT 'h' || n, now() FROM generate_series(1, {SOME}) n",
+    f"""INSERT INTO tokens SELECT gen_random_uuid(), 'h' || n, sha256(('t' || n)::bytea), 1, now()
+        FROM generate_series(1, {SOME}) n""",
+    f"""INSERT INTO repositories
+        (repo_id, owner, slug, visibility, scheme, default_branch, domain, settings, created_at)
+        SELECT gen_random_uuid(), 'h' || n, 'x', 'private', 'typed', 'main', 'code', '{{}}', now()
+        FROM generate_series(1, {SOME}) n""",
+    f"INSERT INTO collaborators SELECT n, 'h' || n + 1, 1 FROM generate_series(1, {SOME}) n",
+    f"""INSERT INTO pushes (repo, push_id, handle, branch, attempt, state, lease_expires, created_at)
+        SELECT 1 + n % 10, md5('u' || n)::uuid, 'h1', 'main', 1, CASE WHEN n % 100 = 99 THEN 0 ELSE 1 END, now(), now()
+        FROM generate_series(0, {SOME - 1}) n""",
+    f"""INSERT INTO branches SELECT 1 + n % 200, 'b' || n, sha256(('c' || n)::bytea), now()
+        FROM generate_series(0, {SOME - 1}) n""",
+    f"""INSERT INTO branch_log (repo, branch, new, handle, push, forced, at)
+        SELECT 1 + n % 10, 'b' || n % 200, sha256(('c' || n)::bytea), 'h1', 1 + n, false, now()
+        FROM generate_series(0, {SOME - 1}) n""",
+    f"INSERT INTO packs (pack_id) SELECT sha256(('p' || n)::bytea) FROM generate_series(1, {SOME}) n",
+    f"""INSERT INTO blobs SELECT sha256(('b' || n)::bytea), 'typed', n, CASE WHEN n % 2 = 0 THEN 1 + n % {SOME} END, 0
+        FROM generate_series(0, {MANY - 1}) n ORDER BY 1, 2""",
+    f"""INSERT INTO blob_refs SELECT 1 + n % 10, sha256(('b' || n)::bytea), 1 + n % {SOME}
+        FROM generate_series(0, {MANY - 1}) n ORDER BY 1, 2""",
+    f"""INSERT INTO commits SELECT sha256(('c' || n)::bytea), 'typed',
+            CASE WHEN n > 0 THEN ARRAY[sha256(('c' || n - 1)::bytea)] ELSE '{{}}' END,
+            sha256(('s' || n)::bytea), n + 1
+        FROM generate_series(0, {MANY - 1}) n ORDER BY 1, 2""",
+    f"""INSERT INTO commit_records SELECT sha256(('r' || n)::bytea), 'a record'::bytea
+        FROM generate_series(0, {MANY // 2 - 1}) n ORDER BY 1, 2""",
+    f"""INSERT INTO commit_refs SELECT 1 + n % 10, sha256(('c' || n)::bytea), 1 + n % {SOME},
+            sha256(('r' || n % {MANY // 2})::bytea)
+        FROM generate_series(0, {MANY - 1}) n ORDER BY 1, 2""",
+    f"""INSERT INTO snapshots SELECT sha256(('s' || n)::bytea), 'typed',
+            CASE WHEN n > 0 THEN sha256(('s' || n - 1)::bytea) END, n % 40, 'changes'::bytea,
+            CASE WHEN n % 40 = 0 THEN 'full'::bytea END
+        FROM generate_series(0, {MANY // 2 - 1}) n ORDER BY 1, 2""",
+    f"""INSERT INTO snapshot_refs SELECT 1 + n % 10, sha256(('s' || n)::bytea), 1 + n % {SOME}, '{{}}'::bytea
+        FROM generate_series(0, {MANY // 2 - 1}) n ORDER BY 1, 2""",
+    "ANALYZE",
+]
+
+
+def name(kind: str, number: int) -> bytes:
+    return hashlib.sha256(f"{kind}{number}".encode()).digest()
+
+
+def ids(kind: str, count: int = BATCH) -> list[bytes]:
+    """Ids of which the repository holds a third, others hold a third, and a third is unknown."""
+    numbers = {0: lambda at: 10 * at + 9, 1: lambda at: 10 * at, 2: lambda at: -at - 1}
+    return [name(kind, numbers[at % 3](at // 3 % (MANY // 20))) for at in range(count)]
+
+
+TICKET = PushTicket(PUSH, REPO, uuid.UUID(hashlib.md5(b"u%d" % (PUSH - 1)).hexdigest()), 1)
+TYPED = Scheme.TYPED
+
+
+class Explaining:
+    """A connection that has every statement explained before it runs it."""
+
+    def __init__(self, connection: psycopg.Connection) -> None:
+        self._connection = connection
+        self.statements: list[tuple[str, object, dict]] = []
+
+    def execute(self, query: str, arguments: object = None) -> psycopg.Cursor:
+        self.statements.append((query, arguments, explain(self._connection, query, arguments)))
+        return self._connection.execute(query, arguments)
+
+    @contextmanager
+    def cursor(self) -> Iterator[Explaining]:
+        yield self
+
+    def executemany(self, query: str, rows: list[object]) -> None:
+        self.execute(query, rows[0])
+        with self._connection.cursor() as cursor:
+            cursor.executemany(query, rows)
+
+    def rollback(self) -> None:
+        """What comes after belongs to the same look."""
+
+    def indexes(self) -> set[str]:
+        return {node["Index Name"] for *_, plan in self.statements for node in nodes(plan) if "Index Name" in node}
+
+    def read_whole(self) -> list[str]:
+        return [found for *_, plan in self.statements for found in read_whole(plan)]
+
+
+def explain(connection: psycopg.Connection, query: str, arguments: object) -> dict:
+    return connection.execute("EXPLAIN (FORMAT JSON) " + query, arguments).fetchone()[0][0]["Plan"]
+
+
+def nodes(plan: dict) -> Iterator[dict]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
+
+
+def read_whole(plan: dict) -> list[str]:
+    """Name the tables of which a plan reads more than the rows of some keys."""
+    found = []
+    for node in nodes(plan):
+        table, kind = node.get("Relation Name"), node["Node Type"]
+        if table not in KEYS or kind == "ModifyTable":
+            continue
+        bitmaps = nodes(node) if kind == "Bitmap Heap Scan" else [node]
+        conditions = " ".join(part.get("Index Cond", "") for part in bitmaps)
+        if not KEYS[table] & set(re.findall(r"(?:\(|\.)(\w+) = ", conditions)):
+            found.append(f"{kind} on {table}: {conditions or 'all of it'}")
+    return found
+
+
+def snapshot(number: int) -> SnapshotRef:
+    return SnapshotRef(SnapshotRow(name("s", number), name("s", 1), 1, b"changes", None), b"")
+
+
+def commit(number: int) -> CommitRow:
+    return CommitRow(name("c", number), (name("c", 9),), name("s", 9), 11, b"record %d" % number)
+
+
+def accept(connection: psycopg.Connection, branch: str, old: int | None, outcome: Outcome) -> None:
+    move = BranchMove(branch, None if old is None else name("c", old), name("c", 19), False)
+    assert pushes.accept_push(connection, TICKET, TYPED, move, {"head": "x"}, NOW).outcome is outcome
+
+
+def accept_the_first(connection: psycopg.Connection) -> None:
+    connection.execute("UPDATE repositories SET scheme = NULL WHERE repo = %s", (REPO,))
+    accept(connection, "new", None, Outcome.MOVED)
+
+
+NEW = NewRepository(uuid.UUID(int=5), "h5", "y", Visibility.PRIVATE, "main", "code", NOW)
+OPERATIONS: dict[str, Callable[[psycopg.Connection], object]] = {
+    "find_token": lambda c: identities.find_token(c, name("t", 7)),
+    "find_repository": lambda c: repositories.find_repository(c, "h7", "x"),
+    "create_repository": lambda c: repositories.create_repository(c, NEW),
+    "collaborator_right": lambda c: repositories.collaborator_right(c, REPO, "h11"),
+    "branch_heads": lambda c: repositories.branch_heads(c, REPO),
+    "branch_log": lambda c: repositories.branch_log(c, REPO, "b9"),
+    "begin_push": lambda c: pushes.begin_push(c, REPO, uuid.UUID(int=1), "h1", "main", NOW, 60),
+    "begin_push again": lambda c: pushes.begin_push(c, REPO, TICKET.push_id, "h1", "main", NOW, 60),
+    "begin_push of another": lambda c: pushes.begin_push(c, REPO, TICKET.push_id, "h2", "main", NOW, 60),
+    "renew_pushes": lambda c: pushes.renew_pushes(
+        c, [PushTicket(100 * at + 100, REPO, TICKET.push_id, 1) for at in range(30)], NOW, 60
+    ),
+    "known_blobs": lambda c: blobs.known_blobs(c, REPO, TYPED, ids("b")),
+    "lacking_blobs": lambda c: blobs.lacking_blobs(c, TICKET, ids("b")),
+    "lacking_blobs of a large batch": lambda c: blobs.lacking_blobs(c, TICKET, ids("b", LARGE_BATCH)),
+    "record_blobs": lambda c: blobs.record_blobs(
+        c, TICKET, TYPED, [StoredBlob(i, 1, name("p", at % 50), at) for at, i in enumerate(ids("b"))]
+    ),
+    "lacking_snapshots": lambda c: history.lacking_snapshots(c, TICKET, ids("s")),
+    "record_snapshots": lambda c: history.record_snapshots(c, TICKET, TYPED, [snapshot(at) for at in range(100)]),
+    "lacking_commits": lambda c: history.lacking_commits(c, TICKET, ids("c")),
+    "record_commits": lambda c: history.record_commits(c, TICKET, TYPED, [commit(at) for at in range(100)]),
+    "accept_push": lambda c: accept(c, "b9", 9, Outcome.MOVED),
+    "accept_push of a new branch": lambda c: accept(c, "new", None, Outcome.MOVED),
+    "accept_push of a moved branch": lambda c: accept(c, "b9", 8, Outcome.HEAD_DIFFERS),
+    "accept_push of a first push": accept_the_first,
+    "refuse_push": lambda c: pushes.refuse_push(c, TICKET, {"error": "x"}, NOW),
+    "find_push": lambda c: pushes.find_push(c, REPO, TICKET.push_id),
+    "held_commits": lambda c: history.held_commits(c, REPO, ids("c")),
+    "held_commits of a large batch": lambda c: history.held_commits(c, REPO, ids("c", LARGE_BATCH)),
+    "ancestry": lambda c: history.ancestry(c, TYPED, [name("c", MANY - 1)], 2_000),
+    "ancestry of many": lambda c: history.ancestry(c, TYPED, ids("c"), 2_000),
+    "commit_records": lambda c: history.commit_records(c, REPO, ids("c")),
+    "snapshot_deltas": lambda c: history.snapshot_deltas(c, TYPED, ids("s")),
+    "snapshot_extras": lambda c: history.snapshot_extras(c, REPO, ids("s")),
+    "snapshot_chain": lambda c: history.snapshot_chain(c, TYPED, name("s", 79)),
+    "places": lambda c: blobs.places(c, TYPED, ids("b", 2_000)),
+    "held_places": lambda c: blobs.held_places(c, REPO, TYPED, ids("b")),
+}
+
+ELSEWHERE = {
+    "identities": {"_q_insert_token", "_q_revoke_token", "_q_list_tokens", "_q_insert_secret", "_q_find_secret"},
+    "repositories": {"_q_list", "_q_update", "_q_delete", "_q_set_collaborator", "_q_remove_collaborator"},
+}  # fmt: skip
+"""Statements of operators, and of pages that list."""
+
+
+@pytest.fixture(scope="module")
+def filled(module_database_url: str) -> str:
+    settings = DatabaseSettings(module_database_url)
+    with psycopg.connect(module_database_url, **connection_arguments(settings)) as connection:
+        connection.execute("SET session_replication_role = replica")  # foreign keys hold by construction
+        connection.execute("SET synchronous_commit = off")
+        for statement in FILL:
+            connection.execute(statement)
+    return module_database_url
+
+
+@contextmanager
+def rolled_back(url: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(url, **connection_arguments(DatabaseSettings(url))) as connection:
+        yield connection
+        connection.rollback()
+
+
+def scans(connection: psycopg.Connection) -> dict[str, int]:
+    """How often each table was read from one end to the other, by the server's own count."""
+    query = "SELECT relname, seq_scan FROM pg_stat_xact_user_tables WHERE relname = ANY(%s)"
+    return dict(connection.execute(query, (list(KEYS),)).fetchall())
+
+
+def scanned_by(connection: psycopg.Connection, operation: Callable[[psycopg.Connection], object]) -> list[str]:
+    before = scans(connection)
+    operation(connection)
+    return [table for table, count in scans(connection).items() if count > before[table]]
+
+
+def drop_index(connection: psycopg.Connection, index: str) -> None:
+    found = connection.execute(
+        "SELECT conrelid::regclass::text FROM pg_constraint WHERE conname = %s AND contype IN ('p', 'u')", (index,)
+    ).fetchone()
+    if found is None:
+        connection.execute(f"DROP INDEX {index}")
+    else:
+        connection.execute(f"ALTER TABLE {found[0]} DROP CONSTRAINT {index} CASCADE")
+
+
+def statements_of(module: ModuleType) -> dict[str, str]:
+    return {key: value for key, value in vars(module).items() if key.startswith("_q_")}
+
+
+def test_every_statement_of_a_push_and_a_fetch_looks_rows_up_by_key(filled: str) -> None:
+    read, explained = {}, set()
+    for operation, run in OPERATIONS.items():
+        with rolled_back(filled) as connection:
+            explaining = Explaining(connection)
+            run(explaining)
+        explained |= {query for query, *_ in explaining.statements}
+        if found := explaining.read_whole():
+            read[operation] = found
+    assert read == {}
+    for module in (blobs, history, pushes, repositories, identities):
+        beside = ELSEWHERE.get(module.__name__.rpartition(".")[2], set())
+        left = {key for key, query in statements_of(module).items() if query not in explained}
+        assert left == beside, module.__name__
+
+
+def test_no_operation_of_a_push_and_a_fetch_reads_a_table_from_end_to_end(filled: str) -> None:
+    """By what the server counted while it ran them, foreign keys included."""
+    read = {}
+    for operation, run in OPERATIONS.items():
+        with rolled_back(filled) as connection:
+            if found := scanned_by(connection, run):
+                read[operation] = found
+    assert read == {}
+
+
+def test_the_loss_of_any_index_would_be_noticed(filled: str) -> None:
+    unnoticed, tried = [], set()
+    for operation, run in OPERATIONS.items():
+        with rolled_back(filled) as connection:
+            with connection.transaction(force_rollback=True):
+                explaining = Explaining(connection)
+                run(explaining)
+            for index in explaining.indexes():
+                tried.add(index)
+                with connection.transaction(force_rollback=True):
+                    drop_index(connection, index)
+                    if not is_noticed(connection, explaining):
+                        unnoticed.append((operation, index))
+    assert unnoticed == []
+    assert tried >= {f"{table}_pkey" for table in KEYS.keys() - {"tokens", "branch_log"}}
+
+
+def is_noticed(connection: psycopg.Connection, explaining: Explaining) -> bool:
+    for query, arguments, _ in explaining.statements:
+        try:
+            if read_whole(explain(connection, query, arguments)):
+                return True
+        except psycopg.errors.InvalidColumnReference:  # an ON CONFLICT without its constraint
+            return True
+    return False
+
+
+async def test_a_plan_made_while_the_tables_were_small_is_not_kept(database_url: str) -> None:
+    """A first large push fills tables that were empty a moment before, on connections that know all its statements."""
+    async with PostgresIndex(DatabaseSettings(database_url, pool_size=1)) as index:
+        repository = await index.create_repository(NEW)
+        assert repository is not None
+        ticket = await index.begin_push(repository.number, uuid.UUID(int=1), "ada", "main", NOW, 600)
+        assert isinstance(ticket, PushTicket)
+        await index.record_blobs(ticket, TYPED, [StoredBlob(name("b", at), 1) for at in range(50)])
+        with psycopg.connect(database_url, autocommit=True) as beside:
+            beside.execute("VACUUM ANALYZE")
+            for _ in range(20):
+                await index.known_blobs(repository.number, TYPED, ids("b", 64))
+            number = (repository.number, ticket.number)
+            more = "FROM generate_series(100, 20000) n"
+            beside.execute(f"INSERT INTO blobs SELECT sha256(('b' || n)::bytea), 'typed', 1 {more}")
+            beside.execute(f"INSERT INTO blob_refs SELECT %s, sha256(('b' || n)::bytea), %s {more}", number)
+        read = await index.database.run(
+            scanned_by, lambda c: blobs.known_blobs(c, repository.number, TYPED, ids("b", 64))
+        )
+    assert set(read) <= {"pushes"}  # it has one row

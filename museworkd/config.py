@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from museworkd.http.settings import HttpSettings
 from storage.objects.durability import Durability
+from storage.postgres.database import without_password
 from wire.limits import Limits
 
 ENVIRONMENT_PREFIX = "MUSEWORKD_"
@@ -128,7 +129,7 @@ class Setting:
     def shown(self) -> object:
         """The value as it may be shown."""
         if self.key in SECRETS and isinstance(self.value, str):
-            return _without_password(self.value)
+            return without_password(self.value)
         if isinstance(self.value, Durability):
             return self.value.value
         return str(self.value) if isinstance(self.value, Path) else self.value
@@ -256,6 +257,8 @@ def _check(config: Config) -> None:
             value = getattr(value, name)
         if isinstance(value, int | float) and not isinstance(value, bool) and not value > 0:
             raise ConfigError(f"{key} must be greater than 0, not {value}")
+    if config.database.url and without_password(config.database.url) is None:
+        raise ConfigError("database.url is neither a URL nor a connection string of PostgreSQL")
     host, _, port = config.server.bind.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
         raise ConfigError(f"server.bind is not host:port: {config.server.bind!r}")
@@ -267,13 +270,3 @@ def _check(config: Config) -> None:
         raise ConfigError(f"log.level is debug, info, warning or error, not {config.log.level!r}")
     if config.log.format not in {"auto", "json", "console"}:
         raise ConfigError(f"log.format is auto, json or console, not {config.log.format!r}")
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.password:
-        host = parts.hostname or ""
-        netloc = f"{parts.username or ''}:***@{host}" + (f":{parts.port}" if parts.port else "")
-        return parts._replace(netloc=netloc).geturl()
-    words = ["password=***" if word.startswith("password=") else word for word in url.split(" ")]
-    return " ".join(words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -73,6 +74,23 @@ class DownIndex(MemoryIndex):
     def _check(self) -> None:
         if self.down:
             raise IndexUnavailable("injected")
+
+
+class CountingIndex:
+    """An index that counts the questions it is asked."""
+
+    def __init__(self) -> None:
+        self._inner = MemoryIndex()
+        self.asked: Counter[str] = Counter()
+
+    def __getattr__(self, name: str) -> object:
+        operation = getattr(self._inner, name)
+
+        async def call(*arguments: object) -> object:
+            self.asked[name] += 1
+            return await operation(*arguments)
+
+        return call
 
 
 def readings(slug: str, commit: str, blob: str) -> list[tuple[str, str, dict]]:

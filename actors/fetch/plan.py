@@ -17,7 +17,7 @@ from wire.errors import Code, Refusal
 from wire.graph import CommitFacts
 from wire.ids import Scheme, format_id
 
-_LOOKUP_BATCH = 10_000
+_LOOKUP_BATCH = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,12 @@ async def plan_fetch(
     shallow = tuple(
         fact.commit_id for fact in commits if any(p not in found and p not in outside for p in fact.parents)
     )
-    boundary = [p for p in outside if any(p in fact.parents for fact in commits)] if depth is not None else outside
-    facts = await index.ancestry(scheme, list(boundary), 0) if boundary else []
-    return FetchPlan(commits, tuple(fact for fact in facts if fact.commit_id in outside), shallow)
+    parents = {parent for fact in commits for parent in fact.parents}
+    boundary = [commit_id for commit_id in outside if commit_id in parents]
+    facts: list[CommitFacts] = []
+    for start in range(0, len(boundary), _LOOKUP_BATCH):
+        facts += await index.ancestry(scheme, boundary[start : start + _LOOKUP_BATCH], 0)
+    return FetchPlan(commits, tuple(facts), shallow)
 
 
 async def require_reachable(index: Index, repository: Repository, scheme: Scheme, want: Sequence[bytes]) -> None:

@@ -24,7 +24,7 @@ from wire.errors import LISTED_FACTS, Code, Refusal, malformed
 from wire.graph import CommitFacts
 from wire.ids import Scheme, format_id
 
-_LOOKUP_BATCH = 10_000
+_LOOKUP_BATCH = 2_000
 _MOVE_ATTEMPTS = 16
 """Times a branch may be moved under a push before it gives up; each is a concurrent push that won."""
 

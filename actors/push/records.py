@@ -35,7 +35,7 @@ BATCH_RECORDS = 100
 """Protocol §12: commits per batch."""
 BATCH_WEIGHT = 10_000
 """Manifest entries per batch: some 5 MB while they are parsed."""
-_LOOKUP_BATCH = 10_000
+_LOOKUP_BATCH = 2_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from wire.ids import Kind, Scheme, format_id, hash_bytes, hasher_for, parse_id
 from wire.inflate import inflate
 from wire.mpack import MPackEnd, MPackReader, MPackRecord, Section, SectionBegin
 from wire.pack import IndexEntry, PackObjectBegin, PackObjectEnd, PackPiece
+from wire.paths import check_branch_name
 from wire.records import parse_commit, parse_snapshot_either, parse_tag
 
 HAVE_MOST = 500
@@ -276,7 +277,7 @@ def _branch_heads(refs: Mapping[str, object], scheme: Scheme) -> dict[str, bytes
     if not isinstance(heads, dict):
         raise IntegrityError("the server's refs have no branch heads")
     try:
-        return {str(name): parse_id(head, scheme) for name, head in heads.items()}
+        return {check_branch_name(name): parse_id(head, scheme) for name, head in heads.items()}
     except Refusal as refusal:
         raise ClientError(f"this client cannot read the server's repository: {refusal.detail}") from refusal
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 
@@ -109,4 +110,4 @@ class _Bar:
         self._progress.update(self._task, total=count)  # type: ignore[arg-type]
 
     def note(self, text: str) -> None:
-        self._progress.update(self._task, remark=text)  # type: ignore[arg-type]
+        self._progress.update(self._task, remark=escape(text))  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from museworkd.client.errors import ClientError, TransferError
 from museworkd.client.ingest import CLIENT_LIMITS
 from museworkd.client.progress import Meter, Phase
 from museworkd.client.repository import LocalRepository
-from museworkd.client.transport import Api, Duplex, Remote, open_duplex, refusal_error, refused
+from museworkd.client.transport import Api, Duplex, Remote, open_duplex, printable, refusal_error, refused
 from storage.layout import Place
 from wire.errors import Refusal
 from wire.frames import VERSION, Failure, FrameReader, FrameWriter, Grammar, NeedData, Progress, Result
@@ -208,7 +208,7 @@ async def _listen(duplex: Duplex, phase: Phase) -> Mapping[str, object]:
             while not isinstance(event := reader.next_event(), NeedData):
                 match event:
                     case Progress(stage, done, total, message):
-                        phase.note(f"{stage} {done}{'' if total is None else f'/{total}'} {message}".strip())
+                        phase.note(printable(f"{stage} {done}{'' if total is None else f'/{total}'} {message}".strip()))
                     case Failure(members):
                         raise refusal_error(members)
                     case Result(members):

@@ -244,7 +244,7 @@ def refused(status: int, content_type: str, body: bytes) -> ClientError:
 def refusal_error(members: Mapping[str, object], status: int = 0) -> ClientError:
     """Make an error out of the envelope of protocol §11."""
     code = str(members.get("error", status))
-    text = f"refused by the server ({code}): {printable(str(members.get('detail', '')))}"
+    text = f"refused by the server ({printable(code)}): {printable(str(members.get('detail', '')))}"
     missing = members.get("missing")
     if isinstance(missing, list) and len(missing) > 1:
         text += f" (and {len(missing) - 1} more listed)"

@@ -12,6 +12,8 @@ from storage.rows import Repository, Right, Token, Visibility
 from wire.errors import Code, Refusal
 
 TOKEN_PREFIX = "mwt_"
+NO_REPOSITORY = 0
+"""The number of no repository: rows are numbered from 1."""
 _SECRET_BYTES = 32
 
 
@@ -76,7 +78,12 @@ async def find_for(
     if identity is None and needed > Right.READ:
         raise Refusal(Code.UNAUTHENTICATED, "this needs a token")
     repository = await index.find_repository(owner, slug)
-    right = Right.NONE if repository is None else await right_on(index, repository, identity)
+    if repository is None:
+        if identity is not None:  # as many questions as for a hidden one, so that the time tells nothing either
+            await index.collaborator_right(NO_REPOSITORY, identity.handle)
+        right = Right.NONE
+    else:
+        right = await right_on(index, repository, identity)
     if repository is None or right < Right.READ:
         raise Refusal(Code.NOT_FOUND, "no such repository")
     if right < needed:

@@ -53,6 +53,7 @@ class HttpApp:
             exchange = Exchange(scope, receive, send, self._services.settings, request_id)
         except Refusal as refusal:
             await _refuse_unrouted(send, request_id, refusal)
+            log.info("request", request_id=request_id, method=scope["method"], status=refusal.code.status)
             return
         try:
             await self._serve(exchange)
@@ -86,6 +87,8 @@ class HttpApp:
                 return
         if known:
             raise Refusal(Code.METHOD_NOT_ALLOWED, f"{exchange.method} is not offered here")
+        if exchange.path.startswith("//"):  # the control plane would drop one, and a proxy's rules see another path
+            raise Refusal(Code.NOT_FOUND, "no such page")
         await self._control(exchange)
 
     async def _answer_error(self, exchange: Exchange, error: Exception) -> None:

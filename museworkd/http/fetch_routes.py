@@ -48,8 +48,13 @@ async def get_blob(services: HttpServices, exchange: Exchange, names: Mapping[st
 
 
 async def get_mpack(services: HttpServices, exchange: Exchange, names: Mapping[str, str]) -> None:
-    """``GET mpack/{id}``: an assembled fetch, by a signed URL that needs no authorisation."""
+    """``GET mpack/{id}``: an assembled fetch, by a signed URL.
+
+    It needs no authorisation, and is worth nothing once its repository has been deleted (threat T3).
+    """
     services.signer.check(exchange.method, exchange.path, exchange.query, services.environment.now().timestamp())
+    if await services.index.find_repository(names["owner"], names["slug"]) is None:
+        raise Refusal(Code.NOT_FOUND, "no such repository")
     key = fetch_pack_key(bytes.fromhex(names["mpack_id"]))
     size = await services.store.size(key)
     headers = [

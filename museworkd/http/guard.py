@@ -6,6 +6,7 @@ before it has read its request, and resets that connection before the answer has
 
 * whatever goes wrong in a connection ends that connection only;
 * HTTP/1.1 is all that is spoken (TLS and HTTP/2 belong to the proxy in front);
+* a request whose length can be read in two ways is refused;
 * data for an application that has finished is dropped, and a disconnect never waits;
 * after an early answer the connection is closed for writing and read on for a while, so that a client that is
   still uploading gets to see the answer;
@@ -178,6 +179,10 @@ class _Http1Protocol(H11Protocol):
             raise h11.RemoteProtocolError("HTTP/2 is not spoken here", error_status_hint=505)
         if event.method == b"CONNECT":
             raise h11.RemoteProtocolError("this is not a proxy", error_status_hint=405)
+        names = {name.lower() for name, _ in event.headers}
+        if b"transfer-encoding" in names and b"content-length" in names:
+            # a proxy that believes the other of the two sees other requests than we do (threat T18)
+            raise h11.RemoteProtocolError("both a length and a transfer coding")
         _origin_form(event.target)
 
     async def _handle_events(self) -> None:

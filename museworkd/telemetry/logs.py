@@ -15,15 +15,15 @@ def configure(level: str, style: str) -> None:
     console = style == "console" or (style == "auto" and sys.stderr.isatty())
     renderer: structlog.typing.Processor
     if console:
-        renderer = structlog.dev.ConsoleRenderer()
+        # not rich's tracebacks: they show local variables, and so tokens
+        renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     else:
         renderer = structlog.processors.JSONRenderer()
     processors: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    if not console:
-        processors.append(structlog.processors.format_exc_info)
+    processors.append(_printable if console else structlog.processors.format_exc_info)
     structlog.configure(
         processors=[*processors, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
@@ -31,3 +31,18 @@ def configure(level: str, style: str) -> None:
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)  # what libraries have to say
+
+
+def _printable(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Keep what clients sent from steering an operator's terminal (threat T26)."""
+    return {key: value if key == "exc_info" else _as_text(value) for key, value in event.items()}
+
+
+def _as_text(value: object) -> object:
+    if isinstance(value, str):
+        return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in value)
+    if isinstance(value, dict):
+        return {_as_text(key): _as_text(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_text(item) for item in value]
+    return value

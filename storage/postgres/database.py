@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar
 import outcome
 import psycopg
 import trio
+from psycopg import conninfo as pg_conninfo
 from psycopg import errors as pg_errors
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
@@ -278,3 +279,13 @@ def _first_line(error: BaseException) -> str:
 
 def _percentile(ordered: list[float], part: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * part))] if ordered else 0.0
+
+
+def without_password(conninfo: str) -> str | None:
+    """Give a connection string as it may be shown; ``None`` when it is none."""
+    try:
+        arguments = pg_conninfo.conninfo_to_dict(conninfo)
+    except psycopg.ProgrammingError:
+        return None
+    secrets = {name: "***" for name in ("password", "sslpassword") if arguments.get(name)}
+    return pg_conninfo.make_conninfo(**{**arguments, **secrets}) if secrets else conninfo

@@ -100,7 +100,7 @@ def test_a_default_repository_refuses_paths_that_are_not_portable(
     assert empty["commits"] == 0
 
 
-def test_a_second_branch_and_new_commits_send_only_what_is_new(
+def test_R16_a_second_branch_and_new_commits_send_only_what_is_new(
     running: Daemon, options: list[str], work: Path, tmp_path: Path
 ) -> None:
     source = ordinary(tmp_path / "git", commits=30)

@@ -81,7 +81,7 @@ class LargeHistory:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-async def test_half_a_gigabyte_goes_through_in_64_MiB(running: tuple[Daemon, Remote], tmp_path: Path) -> None:
+async def test_R10_half_a_gigabyte_goes_through_in_64_MiB(running: tuple[Daemon, Remote], tmp_path: Path) -> None:
     server, remote = running
     sizes = [4_096] * 8_000 + [90_000] * 3_000 + [1_100_000] * 100 + [9_000_000] * 10
     history = LargeHistory(sizes, commits=500, seed=11)
@@ -138,7 +138,7 @@ def bombs() -> dict[str, tuple[list[bytes], str]]:
 
 
 @pytest.mark.timeout(200)
-async def test_bombs_are_refused_in_flat_memory(running: tuple[Daemon, Remote]) -> None:
+async def test_T8_T9_bombs_are_refused_in_flat_memory(running: tuple[Daemon, Remote]) -> None:
     server, remote = running
     idle = server.memory()
     server.reset_peak()

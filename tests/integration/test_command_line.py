@@ -67,7 +67,7 @@ def test_a_token_works_until_it_is_revoked(options: list[str], tmp_path: Path, d
     assert token["token"] not in museworkd("token", "list", *options).stdout
 
 
-def test_a_secret_is_stored_hashed_only(options: list[str], database_url: str) -> None:
+def test_T20_a_secret_is_stored_hashed_only(options: list[str], database_url: str) -> None:
     token = museworkd("token", "create", "ada", "--expires", "never", *options).stdout.strip()
     with psycopg.connect(database_url) as connection:
         rows = connection.execute("SELECT * FROM tokens").fetchall()

@@ -169,7 +169,7 @@ async def test_an_index_that_does_not_answer_is_503_with_retry_after(tmp_path):
         assert (await ask(server, "GET", "/alice/x/refs", token="alice")).status == 200
 
 
-async def test_a_store_that_does_not_answer_is_503_with_retry_after(tmp_path):
+async def test_R8_a_store_that_does_not_answer_is_503_with_retry_after(tmp_path):
     broken: list[bool] = []
     store = FaultyStore(MemoryStore(), lambda _: Fault(fail_before=True) if broken else None)
     async with serving(MemoryIndex(), store, tmp_path) as server:
@@ -243,7 +243,7 @@ async def test_negotiate_takes_a_thousand_ids_and_not_one_more(twin):
 
 
 @pytest.mark.parametrize("token", [None, "bob"])
-async def test_a_repository_one_may_not_read_is_404_exactly_like_a_missing_one(server, token):
+async def test_R4_T22_a_repository_one_may_not_read_is_404_exactly_like_a_missing_one(server, token):
     history = await with_history(server, slug="private")
     blob = next(iter(history.blobs))
     hidden, missing = readings("private", history.head, blob), readings("missing", history.head, blob)
@@ -265,7 +265,7 @@ async def test_a_public_repository_is_read_without_a_token(server):
     assert (await clone(server, history.head, repository="alice/public", token=None)).blobs == history.blobs
 
 
-async def test_a_reader_reads_until_the_right_is_taken_away(server):
+async def test_R4_T3_a_reader_reads_until_the_right_is_taken_away(server):
     history = await with_history(server)
     number = (await server.services.index.find_repository("alice", "x")).number
     for right, status in ((Right.READ, 200), (Right.NONE, 404), (Right.WRITE, 200)):

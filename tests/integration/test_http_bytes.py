@@ -105,7 +105,7 @@ async def test_a_head_of_an_mpack_tells_its_length_and_sends_nothing(twin):
         assert (answer.status, answer.headers["content-length"], answer.body) == (200, str(len(pack)), b"")
 
 
-async def test_a_url_that_was_not_signed_as_it_stands_is_403(twin):
+async def test_T4_a_url_that_was_not_signed_as_it_stands_is_403(twin):
     target, _, answer = await fetched(twin)
     path, query = target.split("?")
     expires, signature = (part.partition("=")[2] for part in query.split("&"))
@@ -129,14 +129,14 @@ async def test_a_url_that_was_not_signed_as_it_stands_is_403(twin):
 
 
 @pytest.mark.parametrize("method", ["PUT", "POST", "DELETE", "PATCH"])
-async def test_a_url_is_good_for_reading_only(twin, method):
+async def test_T4_a_url_is_good_for_reading_only(twin, method):
     target, pack, _ = await fetched(twin)
     answer = await ask(twin, method, target, body=b"other bytes")
     assert answer.status in {403, 405}
     assert (await ask(twin, "GET", target)).body == pack
 
 
-async def test_a_url_ends_when_its_time_is_over(database, tmp_path):
+async def test_T4_a_url_ends_when_its_time_is_over(database, tmp_path):
     environment = SeededEnvironment(1)
     async with deployed(database, tmp_path, environment, server__presign_s=100) as server:
         target, pack, _ = await fetched(server)
@@ -148,7 +148,7 @@ async def test_a_url_ends_when_its_time_is_over(database, tmp_path):
         assert "expired" in answer.value["detail"]
 
 
-async def test_a_url_signed_by_another_deployment_is_403(twin, tmp_path):
+async def test_T4_a_url_signed_by_another_deployment_is_403(twin, tmp_path):
     target, _, _ = await fetched(twin)
     async with deployed(None, tmp_path / "other") as other:
         await with_history(other, random_history(5))
@@ -175,7 +175,7 @@ async def test_a_blob_is_served_whole_or_by_range(server):
     assert (head.status, head.body, head.headers["content-length"]) == (200, b"", str(len(content)))
 
 
-async def test_the_empty_blob_is_a_blob(server):
+async def test_R12_the_empty_blob_is_a_blob(server):
     await with_history(server)
     answer = await ask(server, "GET", f"/alice/x/o/{blob_id(b'')}", token="alice")
     assert (answer.status, answer.body, answer.headers["content-length"]) == (200, b"", "0")
@@ -192,7 +192,7 @@ async def test_a_blob_the_client_has_is_not_sent_again(server):
     assert (await ask(server, "GET", target, token="alice", headers={"if-none-match": '"other"'})).status == 200
 
 
-async def test_a_blob_is_never_publicly_cacheable(server):
+async def test_R5_T21_a_blob_is_never_publicly_cacheable(server):
     history = await with_history(server)
     await with_history(server, slug="public", public=True)
     blob = next(iter(history.blobs))
@@ -217,7 +217,7 @@ async def test_a_blob_cannot_become_a_page(server):
     assert "sandbox" in answer.headers["content-security-policy"]
 
 
-async def test_an_unknown_blob_and_one_of_another_repository_are_404_alike(server):
+async def test_T2_an_unknown_blob_and_one_of_another_repository_are_404_alike(server):
     history = await with_history(server)
     await server.make_repository(slug="empty")
     other = Push()
@@ -282,7 +282,7 @@ async def test_a_large_blob_is_streamed_whole_and_by_range(server, size):
     assert part.body == content[1048570:2097161]
 
 
-async def test_a_damaged_blob_is_an_error_and_not_wrong_bytes(tmp_path):
+async def test_R8_a_damaged_blob_is_an_error_and_not_wrong_bytes(tmp_path):
     flips: list[bool] = []
     store = FaultyStore(
         MemoryStore(), lambda call: Fault(flip=True) if flips and call.operation == "get_ranges" else None

@@ -73,7 +73,7 @@ async def test_a_head_that_never_ends_is_refused(tmp_path):
         assert (await connection.answer()).status == 431
 
 
-async def test_above_the_connection_limit_a_client_is_told_busy_until_there_is_room(tmp_path):
+async def test_T16_above_the_connection_limit_a_client_is_told_busy_until_there_is_room(tmp_path):
     async with surviving(tmp_path, server__max_connections=2) as server:
         async with connected(server) as first, connected(server) as second:
             assert (await first.ask("GET", "/livez")).status == 200
@@ -116,7 +116,7 @@ async def trickle(connection: Connection, piece: bytes, every_s: float = 0.05) -
     return said[0]
 
 
-async def test_a_connection_that_says_nothing_is_closed(tmp_path):
+async def test_T15_a_connection_that_says_nothing_is_closed(tmp_path):
     async with surviving(tmp_path, server__idle_s=0.2) as server, connected(server) as connection:
         assert await connection.until_end() == b""
 
@@ -127,7 +127,7 @@ async def test_a_kept_connection_is_closed_when_it_idles(tmp_path):
         assert await connection.until_end() == b""
 
 
-async def test_a_head_that_arrives_byte_by_byte_is_not_waited_for(tmp_path):
+async def test_T15_a_head_that_arrives_byte_by_byte_is_not_waited_for(tmp_path):
     async with surviving(tmp_path, server__idle_s=0.4) as server, connected(server) as connection:
         await connection.send(b"GET /livez HTTP/1.1\r\nHost: a\r\nX-Slow: ")
         began = trio.current_time()
@@ -145,7 +145,7 @@ async def test_a_body_of_which_nothing_comes_is_not_waited_for(tmp_path):
         assert (answer.status, answer.error, answer.value["retryable"]) == (408, "request_timeout", True)
 
 
-async def test_a_body_below_the_minimum_rate_is_not_waited_for_although_it_never_idles(tmp_path):
+async def test_T15_a_body_below_the_minimum_rate_is_not_waited_for_although_it_never_idles(tmp_path):
     settings = {"server__body_grace_s": 0.4, "server__body_bytes_per_s": MIB}
     async with surviving(tmp_path, **settings) as server, connected(server) as connection:
         await connection.send(head_bytes("POST", "/alice/x/negotiate", token="alice", headers=CHUNKED_JSON))
@@ -168,7 +168,7 @@ async def test_a_body_above_the_minimum_rate_is_waited_for_beyond_the_grace(tmp_
         assert (await connection.answer("POST")).status == 200
 
 
-async def test_a_push_whose_body_stalls_is_told_so_in_a_frame(tmp_path):
+async def test_T15_a_push_whose_body_stalls_is_told_so_in_a_frame(tmp_path):
     push = small_push()
     async with surviving(tmp_path, server__body_idle_s=0.3) as server, connected(server) as connection:
         await connection.send(head_bytes("POST", PUSH, token="alice", headers={"transfer-encoding": "chunked"}))
@@ -196,7 +196,7 @@ async def test_time_that_the_server_takes_does_not_count_against_a_client(tmp_pa
         assert trio.current_time() - began > 0.5  # it did wait for its store, longer than for any client
 
 
-async def test_a_reader_that_does_not_take_a_large_answer_is_dropped(tmp_path):
+async def test_T15_a_reader_that_does_not_take_a_large_answer_is_dropped(tmp_path):
     async with surviving(tmp_path, store=StreamingStore(), server__send_s=0.3) as server:
         target = await push_blob(server, bytes(32 * MIB))
         await settled(server)

@@ -77,7 +77,7 @@ BAD_WANTS = [
 
 
 @pytest.mark.parametrize("want", BAD_WANTS, ids=repr)
-async def test_an_empty_or_malformed_want_is_422(twin, want):
+async def test_T13_an_empty_or_malformed_want_is_422(twin, want):
     history = await with_history(twin)
     for body in ({"want": want, "have": []}, {"want": [history.head], "have": want} if want else {}):
         for endpoint in ("fetch", "fetch/mpack"):
@@ -98,7 +98,7 @@ async def test_a_want_of_an_empty_repository_is_404(server):
     assert (answer.status, answer.error) == (404, "not_found")
 
 
-async def test_a_commit_no_branch_leads_to_cannot_be_fetched_by_naming_it(server):
+async def test_T3_a_commit_no_branch_leads_to_cannot_be_fetched_by_naming_it(server):
     old = await with_history(server)
     new = Push()
     new.commit({"other": b"other"}, message="another root")

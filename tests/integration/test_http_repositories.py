@@ -200,7 +200,7 @@ async def test_the_scope_of_a_token_caps_the_right_of_its_owner(server):
         assert said.get("status") == (403 if scope is Right.READ else None)
 
 
-async def test_a_deleted_repository_is_gone_and_its_name_free(server):
+async def test_T3_a_deleted_repository_is_gone_and_its_name_free(server):
     history = await with_history(server)
     blob = next(iter(history.blobs))
     before = (await ask(server, "GET", "/api/repos/alice/x", token="alice")).value["repo_id"]
@@ -221,7 +221,7 @@ async def test_a_deleted_repository_is_gone_and_its_name_free(server):
     ("DELETE", "/api/repos/alice/{}", None),
     ("PUT", "/api/repos/alice/{}/collaborators/bob", {"right": "admin"}),
 ])  # fmt: skip
-async def test_administration_is_for_admins(server, method, target, body):
+async def test_T22_administration_is_for_admins(server, method, target, body):
     made = await server.make_repository()
     await server.services.index.set_collaborator(made.number, "reader", Right.WRITE)
     options = {} if body is None else {"json": body}

@@ -332,7 +332,7 @@ async def test_a_snapshot_may_come_as_a_delta_on_one_the_repository_has(server):
     assert (await clone(server, commit["commit_id"])).files(commit["commit_id"]).keys() == manifest.keys()
 
 
-async def test_directories_are_kept_in_full_snapshots_and_in_deltas(server):
+async def test_R13_directories_are_kept_in_full_snapshots_and_in_deltas(server):
     await server.make_repository()
     oid = blob_id(b"x")
     first = make_snapshot({"f": oid}, ["empty", "b/c", "ü"])
@@ -418,7 +418,7 @@ def base64url(data: bytes) -> str:
 
 
 @pytest.mark.parametrize("prefix", ["", "ed25519:"])
-async def test_a_good_signature_is_accepted_and_returned(server, prefix):
+async def test_T7_a_good_signature_is_accepted_and_returned(server, prefix):
     await server.make_repository(require_signed_commits=True)
     oid = blob_id(b"x")
     snapshot = make_snapshot({"f": oid})
@@ -440,7 +440,7 @@ BAD_SIGNATURES: dict[str, dict] = {
 
 
 @pytest.mark.parametrize("changes", BAD_SIGNATURES.values(), ids=BAD_SIGNATURES.keys())
-async def test_a_wrong_signature_refuses_the_push(server, changes):
+async def test_T7_a_wrong_signature_refuses_the_push(server, changes):
     await server.make_repository()
     oid = blob_id(b"x")
     snapshot = make_snapshot({"f": oid})
@@ -479,7 +479,7 @@ async def statuses(server: Server, target: str, **options: object) -> tuple[int,
         return answer.status, answer.error
 
 
-async def test_who_may_not_push_is_told_so_before_the_body_is_read(server):
+async def test_T17_who_may_not_push_is_told_so_before_the_body_is_read(server):
     made = await server.make_repository()
     await server.make_repository(slug="public", public=True)
     await server.services.index.set_collaborator(made.number, "reader", Right.READ)
@@ -508,7 +508,7 @@ async def test_ids_of_the_two_schemes_are_never_mixed(server):
     assert (said["type"], said["error"]) == ("X", "malformed")
 
 
-async def test_an_id_of_the_other_scheme_inside_a_push_is_malformed(twin):
+async def test_T13_an_id_of_the_other_scheme_inside_a_push_is_malformed(twin):
     await twin.make_repository()
     history = two_commits()
     bare_blob = frame("O", object_id=blob_id(b"x", plain), encoding="raw", content=b"x")

@@ -44,7 +44,7 @@ async def next_commit(server: Server, parents: list[str], text: str, *, token: s
     return {**said, "pushed": history.head}
 
 
-async def test_a_branch_moves_forward_and_not_backward_or_aside(server):
+async def test_R7_a_branch_moves_forward_and_not_backward_or_aside(server):
     await server.make_repository()
     first = await next_commit(server, [], "1")
     second = await next_commit(server, [first["pushed"]], "2")
@@ -123,7 +123,7 @@ async def test_a_branch_is_made_from_a_commit_that_is_there(server):
     assert await heads(server) == {"main": history.head, "old/ü": first}
 
 
-async def test_one_of_many_pushes_at_once_wins_and_the_others_learn_it(server):
+async def test_R6_one_of_many_pushes_at_once_wins_and_the_others_learn_it(server):
     await server.make_repository()
     base = (await next_commit(server, [], "base"))["pushed"]
     said: list[dict] = []
@@ -140,7 +140,7 @@ async def test_one_of_many_pushes_at_once_wins_and_the_others_learn_it(server):
     assert len(said) == 12
 
 
-async def test_two_first_pushes_at_once_leave_one_branch(server):
+async def test_R6_two_first_pushes_at_once_leave_one_branch(server):
     await server.make_repository()
     said: list[dict] = []
 

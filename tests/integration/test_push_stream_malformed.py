@@ -54,7 +54,7 @@ NO_FIRST_FRAMES: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("body", NO_FIRST_FRAMES.values(), ids=NO_FIRST_FRAMES.keys())
-async def test_a_first_frame_that_is_no_header_is_refused_with_a_status(twin, body):
+async def test_R14_T9_a_first_frame_that_is_no_header_is_refused_with_a_status(twin, body):
     await twin.make_repository()
     answer = await ask(twin, "POST", PUSH, token="alice", body=body)
     assert (answer.status, answer.error) == (422, "malformed")
@@ -98,7 +98,7 @@ BAD_HEADERS: dict[str, dict] = {
 
 
 @pytest.mark.parametrize("members", BAD_HEADERS.values(), ids=BAD_HEADERS.keys())
-async def test_a_header_with_a_wrong_member_is_refused_with_a_frame(twin, members):
+async def test_R14_T29_a_header_with_a_wrong_member_is_refused_with_a_frame(twin, members):
     await twin.make_repository()
     await refused(twin, one_commit().frames(**members), "malformed", X)
 
@@ -181,7 +181,7 @@ BAD_FRAMES: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("frames", BAD_FRAMES.values(), ids=BAD_FRAMES.keys())
-async def test_a_frame_that_means_nothing_is_malformed(twin, frames):
+async def test_R14_T9_T13_a_frame_that_means_nothing_is_malformed(twin, frames):
     await twin.make_repository()
     await refused(twin, around([frames]), "malformed", X)
 
@@ -224,7 +224,7 @@ BAD_RECORDS: dict[str, tuple[str, dict]] = {
 
 
 @pytest.mark.parametrize(("kind", "changes"), BAD_RECORDS.values(), ids=BAD_RECORDS.keys())
-async def test_a_record_of_the_wrong_shape_is_malformed(twin, kind, changes):
+async def test_R14_a_record_of_the_wrong_shape_is_malformed(twin, kind, changes):
     await twin.make_repository()
     await refused(twin, with_record(kind, **changes), "malformed", X)
 
@@ -236,7 +236,7 @@ async def test_a_record_that_is_no_map_is_malformed(twin, kind, record):
     await refused(twin, around([member(), frame("C", **{kind: [record]})], 1), "malformed", X)
 
 
-async def test_a_record_nested_too_deeply_is_malformed(twin):
+async def test_T9_a_record_nested_too_deeply_is_malformed(twin):
     await twin.make_repository()
     value: object = 1
     for _ in range(70):

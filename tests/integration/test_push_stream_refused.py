@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("expected_errors")
 
 @pytest.mark.parametrize("encoding", ["raw", "zlib", "zstd"])
 @pytest.mark.parametrize("size", [0, 10, 400_000, 2 * MIB])
-async def test_an_object_that_does_not_hash_to_its_id_is_refused(server, encoding, size):
+async def test_R1_an_object_that_does_not_hash_to_its_id_is_refused(server, encoding, size):
     await server.make_repository()
     pack = {"raw": bytes, "zlib": zlib.compress, "zstd": zstandard.compress}[encoding]
     content = b"y" * size
@@ -53,7 +53,7 @@ async def test_a_delta_whose_result_does_not_hash_to_its_id_is_refused(twin):
     await refused(twin, around(frames, 2), "bad_object_hash", X, blob_id(b"yy"), blob_id(b"zz"))
 
 
-async def test_a_plain_id_is_no_typed_id_of_the_same_bytes(twin):
+async def test_T13_a_plain_id_is_no_typed_id_of_the_same_bytes(twin):
     await twin.make_repository()
     frames = frame("O", object_id="sha256:" + blob_id(b"x", plain), encoding="raw", content=b"x")
     await refused(twin, around([frames], 1), "bad_object_hash", X)
@@ -63,7 +63,7 @@ COVERED = ["snapshot_id", "message", "committed_at", "author", "signer_public_ke
 
 
 @pytest.mark.parametrize("key", COVERED)
-async def test_a_commit_that_does_not_hash_to_its_id_is_refused(twin, key):
+async def test_R11_a_commit_that_does_not_hash_to_its_id_is_refused(twin, key):
     await twin.make_repository()
     changed = ZEROS if key.endswith("_id") else "changed"
     said = await refused(twin, with_record("commits", **{key: changed}), "bad_record_id", X)
@@ -88,7 +88,7 @@ async def test_a_snapshot_delta_that_does_not_hash_to_its_id_is_refused(twin, ch
     await refused(twin, with_record("snapshot_deltas", **changes), "bad_record_id", X)
 
 
-async def test_a_parent_that_is_nowhere_is_named(server):
+async def test_R11_a_parent_that_is_nowhere_is_named(server):
     await with_history(server)
     history = Push()
     history.commit({"f": b"x"}, [ZEROS, "sha256:" + "1" * 64])
@@ -170,7 +170,7 @@ async def test_the_base_of_an_object_that_is_nowhere_is_named(server):
     await refused(server, around([frames, member()], 2), "missing_objects", X)  # it must come first
 
 
-async def test_what_another_repository_holds_is_missing_here(server):
+async def test_T1_what_another_repository_holds_is_missing_here(server):
     theirs = await with_history(server, slug="theirs")
     await server.make_repository()
     mine = Push(commits=theirs.commits, snapshots=theirs.snapshots)
@@ -227,7 +227,7 @@ BOMBS = bombs()
 
 
 @pytest.mark.parametrize("name", BOMBS)
-async def test_a_content_that_inflates_beyond_the_limit_is_a_bomb(twin, name):
+async def test_T8_a_content_that_inflates_beyond_the_limit_is_a_bomb(twin, name):
     await twin.make_repository()
     encoding, content = BOMBS[name]
     base = {"base": X} if encoding.startswith("delta+") else {}
@@ -237,7 +237,7 @@ async def test_a_content_that_inflates_beyond_the_limit_is_a_bomb(twin, name):
 
 
 @pytest.mark.parametrize("encoding", ["raw", "zlib", "zstd"])
-async def test_all_contents_of_a_push_together_have_a_budget(tmp_path, encoding):
+async def test_T8_all_contents_of_a_push_together_have_a_budget(tmp_path, encoding):
     async with deployed(None, tmp_path, limits__inflated_push_bytes=MIB) as server:
         await server.make_repository()
         pack = {"raw": bytes, "zlib": zlib.compress, "zstd": zstandard.compress}[encoding]
@@ -315,14 +315,14 @@ def pushes_of_path(path: str) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("path", [*TRAVERSAL, *PORTABILITY], ids=lambda path: repr(path)[:40])
-async def test_an_unsafe_path_refuses_the_push(twin, path):
+async def test_T10_T11_an_unsafe_path_refuses_the_push(twin, path):
     await twin.make_repository()
     for frames in pushes_of_path(path):
         await refused(twin, frames, "unsafe_path", X)
 
 
 @pytest.mark.parametrize("path", TRAVERSAL, ids=lambda path: repr(path)[:40])
-async def test_no_setting_makes_a_traversal_safe(twin, path):
+async def test_T10_T11_no_setting_makes_a_traversal_safe(twin, path):
     await twin.make_repository(relaxed_paths=True)
     for frames in pushes_of_path(path):
         await refused(twin, frames, "unsafe_path", X)
@@ -345,14 +345,14 @@ COLLISIONS = [
 
 
 @pytest.mark.parametrize("paths", COLLISIONS, ids=lambda paths: "+".join(sorted(paths)))
-async def test_paths_that_are_one_path_on_some_system_refuse_the_push(twin, paths):
+async def test_T12_paths_that_are_one_path_on_some_system_refuse_the_push(twin, paths):
     await twin.make_repository()
     history = Push()
     history.commit(dict.fromkeys(paths, b"x"))
     await refused(twin, history.frames(), "unsafe_path", X)
 
 
-async def test_a_path_that_collides_with_one_of_the_base_refuses_the_push(twin):
+async def test_T12_a_path_that_collides_with_one_of_the_base_refuses_the_push(twin):
     first = await with_history(twin)
     base = first.snapshots[-1]
     for path in ("A.TXT", "a.txt/below", "DIR"):

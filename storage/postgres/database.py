@@ -288,4 +288,4 @@ def without_password(conninfo: str) -> str | None:
     except psycopg.ProgrammingError:
         return None
     secrets = {name: "***" for name in ("password", "sslpassword") if arguments.get(name)}
-    return pg_conninfo.make_conninfo(**{**arguments, **secrets}) if secrets else conninfo
+    return pg_conninfo.make_conninfo("", **{**arguments, **secrets}) if secrets else conninfo

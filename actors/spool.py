@@ -6,12 +6,13 @@ next start.
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 import trio
 
@@ -71,6 +72,13 @@ class Spool:
         else:
             await trio.lowlevel.checkpoint()
 
+    def add(self, piece: bytes) -> None:
+        """Like :meth:`append`, for worker threads: blocking."""
+        self._tail += piece
+        self.size += len(piece)
+        if len(self._tail) >= MEMORY_BYTES:
+            self.flush()
+
     def flush(self) -> Path:
         """Write everything to the file and give its path; blocking."""
         if self._path is None:
@@ -99,6 +107,17 @@ class Spool:
                 while piece := file.read(PIECE_BYTES):
                     yield piece
         yield from (bytes(self._tail[at : at + PIECE_BYTES]) for at in range(0, len(self._tail), PIECE_BYTES))
+
+    def open(self) -> BinaryIO:
+        """Open the whole content for reading from its start; blocking."""
+        return io.BytesIO(self._tail) if self._path is None else self.flush().open("rb")
+
+    def discard(self) -> None:
+        """Give the room back before the push ends; blocking."""
+        if self._path is not None:
+            self._path.unlink()
+        self.size = self._on_disk = 0
+        self._tail, self._path = bytearray(), None
 
     def whole(self) -> bytes:
         """Give the whole content of a spool that is in memory."""

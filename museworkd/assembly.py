@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from actors.supervisor import Child, Supervisor
 from museworkd.config import Config
 from museworkd.http.services import HttpServices
 from museworkd.http.signed_urls import SECRET_BYTES, SECRET_NAME, UrlSigner
-from museworkd.keepers import EmbeddedKeeper, FetchPackKeeper
+from museworkd.http.uploads import Uploads
+from museworkd.keepers import EmbeddedKeeper, ExpiryKeeper
 from storage.environment import Environment, SystemEnvironment
 from storage.index import Index
 from storage.migrate import check_schema, migrate
@@ -46,7 +48,8 @@ class Deployment:
 
 @asynccontextmanager
 async def open_deployment(config: Config, environment: Environment | None = None) -> AsyncIterator[Deployment]:
-    """Reach the database a configuration names, its schema up to date."""
+    """Reach the database a configuration names, its schema up to date. For processes of its own: sets the umask."""
+    os.umask(0o077)  # histories are for those the server lets read them
     embedded = None if config.database.url else EmbeddedPostgres(config.data_dir)
     if embedded is not None:
         await trio.to_thread.run_sync(embedded.start)
@@ -87,15 +90,16 @@ async def make_services(
     heartbeats = Heartbeats()
     spool_dir = config.data_dir / "spool"
     signer = UrlSigner(await index.secret(SECRET_NAME, environment.random_bytes(SECRET_BYTES)))
+    uploads = Uploads(config.data_dir / "uploads")
     services = HttpServices(
         index, store, environment, Supervisor(),
         PushServices(index, store, environment, heartbeats, spool_dir, config.limits),
         FetchServices(index, store, environment, spool_dir, config.limits, Slots(FETCHES_AT_ONCE)),
-        signer, config.limits, config.server, config.server.public_url or None, config.server.presign_s,
+        signer, uploads, config.limits, config.server, config.server.public_url or None, config.server.presign_s,
     )  # fmt: skip
     children = [
         Child("heartbeat", lambda: HeartbeatClock(heartbeats, index, environment, config.server.heartbeat_s)),
-        Child("fetch packs", lambda: FetchPackKeeper(store, environment, 2.0 * config.server.presign_s)),
+        Child("expired", lambda: ExpiryKeeper(store, uploads, environment, 2.0 * config.server.presign_s)),
     ]
     return services, children
 

@@ -31,11 +31,10 @@ async def run_daemon(config: Config, announce: Callable[[str], None]) -> None:
     """Serve until told to stop; ``announce`` is called with the URL once requests are answered."""
     tune_allocator()
     environment = SystemEnvironment()
-    spool_dir = config.data_dir / "spool"
-    await trio.to_thread.run_sync(lambda: spool_dir.mkdir(parents=True, exist_ok=True))
-    await trio.to_thread.run_sync(sweep, spool_dir, environment.now().timestamp() - STALE_TEMPORARY_S)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with open_deployment(config, environment) as deployment:
+            swept_before = environment.now().timestamp() - STALE_TEMPORARY_S
+            await trio.to_thread.run_sync(sweep, config.data_dir / "spool", swept_before)
             store = await open_store(config, environment)
             services, children = await make_services(config, deployment.index, store, environment)
             if deployment.embedded is not None:

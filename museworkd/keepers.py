@@ -6,6 +6,7 @@ import structlog
 import trio
 
 from actors.actor import Actor
+from museworkd.http.uploads import Uploads
 from storage.environment import Environment
 from storage.errors import IndexUnavailable, StorageError
 from storage.object_store import ObjectStore
@@ -16,6 +17,8 @@ log = structlog.get_logger("keeper")
 LOOK_EVERY_S = 1.0
 SWEEP_EVERY_S = 600.0
 _DELETE_BATCH = 500
+_EXPIRING = ("fetch", "staging")
+"""Prefixes of keys that are caches or waiting rooms, never the truth."""
 
 
 class EmbeddedKeeper(Actor[None]):
@@ -41,12 +44,13 @@ class EmbeddedKeeper(Actor[None]):
         """The keeper takes no messages."""
 
 
-class FetchPackKeeper(Actor[None]):
-    """Delete assembled fetch packs whose URLs have expired."""
+class ExpiryKeeper(Actor[None]):
+    """Delete what lives as long as the URL that leads to it: fetch packs, uploads nobody came back for."""
 
-    def __init__(self, store: ObjectStore, environment: Environment, keep_s: float) -> None:
-        super().__init__("fetch packs", mailbox_size=0)
+    def __init__(self, store: ObjectStore, uploads: Uploads, environment: Environment, keep_s: float) -> None:
+        super().__init__("expired", mailbox_size=0)
         self._store = store
+        self._uploads = uploads
         self._environment = environment
         self._keep_s = keep_s
 
@@ -56,25 +60,27 @@ class FetchPackKeeper(Actor[None]):
             try:
                 deleted = await self.sweep()
             except StorageError as error:
-                log.warning("fetch packs not swept", error=str(error))
+                log.warning("expired files not swept", error=str(error))
             else:
                 if deleted:
-                    log.info("swept fetch packs", count=deleted)
+                    log.info("swept expired files", count=deleted)
             await trio.sleep(SWEEP_EVERY_S)
 
     async def sweep(self) -> int:
         """Delete what has expired; gives how many."""
         limit = self._environment.now().timestamp() - self._keep_s
-        count = 0
-        expired: list[str] = []
-        async for stored in self._store.scan("fetch"):
-            if stored.modified < limit:
-                expired.append(stored.key)
-            if len(expired) >= _DELETE_BATCH:
-                await self._store.delete(expired)
-                count, expired = count + len(expired), []
-        await self._store.delete(expired)
-        return count + len(expired)
+        count = await trio.to_thread.run_sync(self._uploads.sweep, limit)
+        for prefix in _EXPIRING:
+            expired: list[str] = []
+            async for stored in self._store.scan(prefix):
+                if stored.modified < limit:
+                    expired.append(stored.key)
+                if len(expired) >= _DELETE_BATCH:
+                    await self._store.delete(expired)
+                    count, expired = count + len(expired), []
+            await self._store.delete(expired)
+            count += len(expired)
+        return count
 
     async def handle(self, message: None) -> None:
         """The keeper takes no messages."""

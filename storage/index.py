@@ -145,6 +145,9 @@ class Pushes(Protocol):
     async def refuse_push(self, ticket: PushTicket, verdict: Mapping[str, object], now: dt.datetime) -> None:
         """Keep a final refusal as the push's verdict."""
 
+    async def interrupt_push(self, ticket: PushTicket, news: Mapping[str, object], now: dt.datetime) -> None:
+        """End an attempt whose push may be sent again; ``news`` is told to whoever asks until it is."""
+
 
 class History(Protocol):
     """Reading what was accepted."""

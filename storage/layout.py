@@ -58,6 +58,21 @@ def fetch_pack_key(mpack_id: bytes) -> str:
     return f"fetch/{mpack_id.hex()}.mpack"
 
 
+def staged_mpack_key(repo: int, mpack_id: bytes) -> str:
+    """Key of an uploaded mpack that waits to be unpacked; never served, and removed by its age."""
+    return f"staging/{repo}/mpack/{mpack_id.hex()}"
+
+
+def staged_object_key(repo: int, object_id: bytes) -> str:
+    """Key of an uploaded object that waits to be confirmed; never served, and removed by its age."""
+    return f"staging/{repo}/object/{object_id.hex()}"
+
+
+def incoming_key(push: int, attempt: int) -> str:
+    """Key of the copy one attempt of a push reads its upload from; nobody else writes to it."""
+    return f"staging/incoming/{push}-{attempt}"
+
+
 def check_key(key: str) -> str:
     """Guard a backend against keys that are not of this module's making; raises ``ValueError``."""
     if not _KEY.fullmatch(key) or ".." in key:

@@ -68,6 +68,9 @@ class ObjectStore(Protocol):
             StoreUnavailable: also when the file is not there, and neither is the key.
         """
 
+    async def copy(self, source: str, target: str) -> None:
+        """Store the content of one key under another, within the store: no bytes travel."""
+
     async def get(self, key: str, most: int) -> bytes:
         """Read a whole small content of at most ``most`` bytes; a larger one raises ``ValueError``."""
 

@@ -113,8 +113,11 @@ class PushRecord:
     branch: str
     state: PushState
     verdict: Mapping[str, object] | None
+    """Of an open push: why its last attempt ended."""
     created_at: dt.datetime
     finished_at: dt.datetime | None
+    lease_expires: dt.datetime | None = field(default=None, compare=False)
+    """Until when somebody works on it, as far as is known."""
 
 
 @dataclass(frozen=True, slots=True)

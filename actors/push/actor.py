@@ -18,11 +18,12 @@ from actors.push.finish import Finish
 from actors.push.header import parse_header
 from actors.push.objects import ObjectStages
 from actors.push.record_pack import RecordPack
-from actors.push.records import BATCH_RECORDS, BATCH_WEIGHT, RecordStage, weight
+from actors.push.records import RecordStage
+from actors.push.verdicts import first_verdict
 from actors.refusals import refusal_for
 from actors.spool import SpoolDirectory
 from storage.errors import IndexUnavailable
-from storage.rows import PushRecord, PushState, PushTicket
+from storage.rows import PushRecord, PushTicket
 from wire.errors import Code, Refusal
 from wire.frames import CommitPackEnd, End, Event, FrameReader, FrameWriter, Grammar, Header, NeedData, Record
 
@@ -126,7 +127,7 @@ class PushActor(Actor[bytes | None]):
             services.lease_s,
         )  # fmt: skip
         if isinstance(begun, PushRecord):
-            return self._first_verdict(begun)
+            return "R", first_verdict(begun, request.handle)
         self.ticket = begun
         attempt = Attempt(plan, begun)
         timings, counts = Timings(), Counts()
@@ -135,7 +136,7 @@ class PushActor(Actor[bytes | None]):
             event = await stages.run(self._next_event)
             pack = RecordPack(spools)
             records = RecordStage(services, request, attempt, pack, counts, timings)
-            await self._build_on_branch(attempt, records)
+            await records.build_on_branch()
             end = await self._take_records(event, records)
             await self._check_end(end, counts, records)
             finish = Finish(
@@ -148,39 +149,19 @@ class PushActor(Actor[bytes | None]):
         assert isinstance(event, Header), event
         return event
 
-    async def _build_on_branch(self, attempt: Attempt, records: RecordStage) -> None:
-        head = (await self._services.index.branch_heads(attempt.ticket.repo)).get(attempt.plan.branch)
-        if head is not None:
-            facts = await self._services.index.ancestry(attempt.plan.scheme, [head], 0)
-            records.build_on(next(fact.snapshot_id for fact in facts if fact.commit_id == head))
-
     async def _take_records(self, event: Event, records: RecordStage) -> End:
-        batch: list[Record] = []
-        heavy = 0
         while True:
             match event:
                 case Record():
-                    batch.append(event)
-                    heavy += weight(event)
-                    if event.kind == "commits":
-                        records.counts.commits_received += 1
-                        self._check_commit_count(records.counts)
+                    await records.take(event)
                 case CommitPackEnd():
-                    self._progress("records", len(records.commits) + len(batch), None)
+                    self._progress("records", records.received, None)
                 case End():
-                    await records.add(batch)
+                    await records.flush()
                     return event
                 case _:
                     raise AssertionError(event)
-            if len(batch) >= BATCH_RECORDS or heavy >= BATCH_WEIGHT:
-                await records.add(batch)
-                batch, heavy = [], 0
             event = await self._next_event()
-
-    def _check_commit_count(self, counts: Counts) -> None:
-        most = self._services.limits.commits_per_push
-        if counts.commits_received > most:
-            raise Refusal(Code.TOO_LARGE, f"a push has at most {most} commits")
 
     async def _check_end(self, end: End, counts: Counts, records: RecordStage) -> None:
         sent = (self._reader.objects, counts.commits_received)
@@ -208,14 +189,6 @@ class PushActor(Actor[bytes | None]):
             if chunk is None:
                 raise ClientGone
             self._reader.receive_data(chunk)
-
-    def _first_verdict(self, record: PushRecord) -> tuple[str, Mapping[str, object]]:
-        if record.handle != self._request.handle:
-            raise Refusal(Code.FORBIDDEN, "this push id belongs to somebody else's push")
-        verdict = dict(record.verdict or {})
-        if record.state is PushState.ACCEPTED:
-            return "R", verdict
-        return "X", {**verdict, "request_id": self._request.request_id}
 
     async def _keep_refusal(self, refusal: Refusal) -> None:
         """Make a refusal of a completely received push its verdict; anything else may be tried again."""

@@ -134,7 +134,7 @@ class Finish:
     async def _check_move(self, old: bytes | None, own: dict[bytes, CommitFacts]) -> bool:
         """Judge a move by the server's own history (regression R7); gives whether force was needed."""
         plan, request = self.attempt.plan, self.request
-        if plan.has_expected_head and old not in {plan.expected_head, plan.head}:
+        if plan.has_expected_head and old != plan.expected_head:
             raise Refusal(
                 Code.HEAD_MOVED,
                 f"the branch {plan.branch!r} is not where expected_head says",

@@ -60,6 +60,8 @@ class RecordStage:
     timings: Timings
     commits: dict[bytes, PendingCommit] = field(default_factory=dict)
     snapshots: set[bytes] = field(default_factory=set)
+    _batch: list[Record] = field(default_factory=list)
+    _heavy: int = 0
     _cache: ManifestCache = field(init=False)
     _builder: SnapshotBuilder = field(init=False)
 
@@ -68,9 +70,35 @@ class RecordStage:
         self._cache = ManifestCache(services.index, plan.scheme, self.request.policy, services.limits)
         self._builder = SnapshotBuilder(plan.scheme, self.request.policy, services.limits)
 
-    def build_on(self, snapshot_id: bytes) -> None:
+    async def build_on_branch(self) -> None:
         """Take the branch's present snapshot as what the first full one is described as changes to."""
-        self._builder.last = snapshot_id
+        index, plan = self.services.index, self.attempt.plan
+        head = (await index.branch_heads(self.attempt.ticket.repo)).get(plan.branch)
+        if head is not None:
+            facts = await index.ancestry(plan.scheme, [head], 0)
+            self._builder.last = next(fact.snapshot_id for fact in facts if fact.commit_id == head)
+
+    async def take(self, record: Record) -> None:
+        """Take one record; verified with others of its batch. Raises like :meth:`add`."""
+        self._batch.append(record)
+        self._heavy += weight(record)
+        if record.kind == "commits":
+            self.counts.commits_received += 1
+            most = self.services.limits.commits_per_push
+            if self.counts.commits_received > most:
+                raise Refusal(Code.TOO_LARGE, f"a push has at most {most} commits")
+        if len(self._batch) >= BATCH_RECORDS or self._heavy >= BATCH_WEIGHT:
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Verify what was taken so far."""
+        batch, self._batch, self._heavy = self._batch, [], 0
+        await self.add(batch)
+
+    @property
+    def received(self) -> int:
+        """Records taken so far that are commits of their own."""
+        return len(self.commits) + len(self._batch)
 
     async def add(self, records: Sequence[Record]) -> None:
         """Verify and record a batch, in order.

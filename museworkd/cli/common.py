@@ -34,6 +34,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _LIFETIME = re.compile(r"(\d+)([smhdw])")
+_LIFETIME_MOST_S = 100 * 365 * 86_400
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
@@ -75,12 +76,14 @@ def emit(value: Mapping[str, object] | list[object], as_json: bool, table: Calla
     if isinstance(shown, str):
         click.echo(shown)
     else:
-        Console(width=None if sys.stdout.isatty() else 120).print(shown)
+        Console(width=None if sys.stdout.isatty() else 160).print(shown)
 
 
 def table_of(columns: list[str], rows: list[list[object]]) -> Table:
     """Make a table."""
     table = Table(*columns)
+    for column in table.columns[:1]:
+        column.no_wrap, column.overflow = True, "ignore"  # what other commands ask for
     for row in rows:
         table.add_row(*[str(cell) for cell in row])
     return table
@@ -93,7 +96,10 @@ def lifetime(text: str | None) -> float | None:
     match = _LIFETIME.fullmatch(text)
     if match is None:
         raise click.BadParameter("a number with s, m, h, d or w, such as 90d; or never")
-    return float(int(match.group(1)) * _UNIT_S[match.group(2)])
+    seconds = int(match.group(1)) * _UNIT_S[match.group(2)]
+    if not 0 < seconds <= _LIFETIME_MOST_S:
+        raise click.BadParameter("a lifetime is at least a second and at most a hundred years")
+    return float(seconds)
 
 
 def config_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ from museworkd.administration import create_repository, create_token, shown
 from museworkd.assembly import database_settings, open_deployment
 from museworkd.cli.common import EXIT_USER, config_options, emit, guarded, lifetime, load_config, run, say, table_of
 from museworkd.config import Config
+from museworkd.telemetry.logs import configure
 from storage.environment import SystemEnvironment
 from storage.index import Index
 from storage.migrate import migrate
@@ -29,6 +30,7 @@ def _with_index(config: Config, work: Callable[[Index], Awaitable[Any]]) -> Any:
         async with open_deployment(config) as deployment:
             return await work(deployment.index)
 
+    configure("warning", "auto")  # on stderr, as all words for people are
     return run(inside)
 
 
@@ -158,9 +160,10 @@ def token_create(
     settings: tuple[str, ...], as_json: bool,
 ) -> None:  # fmt: skip
     """Make a token for an identity and print it: it cannot be shown again."""
+    lifetime_s = lifetime(expires)
     config, _ = load_config(config_file, data_dir, database_url, settings)
     token, secret = _with_index(
-        config, lambda index: create_token(index, SystemEnvironment(), handle, _SCOPES[scope], lifetime(expires))
+        config, lambda index: create_token(index, SystemEnvironment(), handle, _SCOPES[scope], lifetime_s)
     )
     if not as_json:
         say(f"token {token.token_id} for {handle}, scope {scope}, expires {token.expires_at or 'never'}:")
@@ -179,7 +182,7 @@ def token_list(
     """List tokens; their secrets are not kept."""
     config, _ = load_config(config_file, data_dir, database_url, settings)
     rows = [_shown_token(t) for t in _with_index(config, lambda index: index.list_tokens(handle))]
-    columns = ["token_id", "handle", "scope", "created_at", "expires_at", "revoked_at"]
+    columns = ["token_id", "handle", "scope", "state", "created_at", "expires_at", "revoked_at"]
     emit({"tokens": rows}, as_json, lambda: table_of(columns, [[row[c] or "-" for c in columns] for row in rows]))
 
 
@@ -199,8 +202,10 @@ def token_revoke(
         raise malformed("a token id is a UUID, as `token list` shows it") from None
     config, _ = load_config(config_file, data_dir, database_url, settings)
     done = _with_index(config, lambda index: index.revoke_token(wanted, SystemEnvironment().now()))
-    emit({"revoked": done}, as_json, lambda: "revoked" if done else "there is no valid token with that id")
+    if done or as_json:
+        emit({"revoked": done}, as_json, lambda: "revoked")
     if not done:
+        say("error: there is no valid token with that id")
         raise SystemExit(EXIT_USER)
 
 
@@ -212,10 +217,13 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _shown_token(token: Token) -> dict[str, object]:
+    valid = token.valid_at(SystemEnvironment().now())
+    state = "valid" if valid else "expired" if token.revoked_at is None else "revoked"
     return {
         "token_id": str(token.token_id),
         "handle": token.handle,
         "scope": token.scope.name.lower(),
+        "state": state,
         "created_at": token.created_at.isoformat(),
         "expires_at": None if token.expires_at is None else token.expires_at.isoformat(),
         "revoked_at": None if token.revoked_at is None else token.revoked_at.isoformat(),

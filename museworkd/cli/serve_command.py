@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 from pathlib import Path
 
 import click
 
 from museworkd.cli.common import config_options, guarded, load_config, run, say
+from museworkd.config import ConfigError
 from museworkd.daemon import run_daemon
 from museworkd.telemetry.logs import configure
 
@@ -24,6 +27,7 @@ def serve_command(
     """Serve until Ctrl-C or SIGTERM, which drain; a second one stops at once."""
     config, _ = load_config(config_file, data_dir, database_url, settings, server__bind=bind)
     configure(config.log.level, config.log.format)
+    _check_owner(config.data_dir)
 
     def announce(url: str) -> None:
         if as_json:
@@ -32,3 +36,16 @@ def serve_command(
             say(f"museworkd listens on {url}")
 
     run(run_daemon, config, announce)
+
+
+def _check_owner(data_dir: Path) -> None:
+    """Keep root from leaving files in a service's directory that the service cannot read."""
+    if os.geteuid() != 0 or not data_dir.is_dir():
+        return
+    owner = data_dir.stat().st_uid
+    if owner != 0:
+        try:
+            name = pwd.getpwuid(owner).pw_name
+        except KeyError:
+            name = str(owner)
+        raise ConfigError(f"{data_dir} belongs to {name}: serve as that user, with `runuser -u {name} -- museworkd …`")

@@ -20,6 +20,7 @@ from museworkd.http.fetch_routes import get_blob, get_mpack
 from museworkd.http.negotiation import write_body
 from museworkd.http.push_route import push_stream
 from museworkd.http.services import HttpServices
+from museworkd.http.upload_routes import head_upload, put_upload
 from wire.errors import Code, Refusal
 
 log = structlog.get_logger("access")
@@ -28,9 +29,12 @@ Handler = Callable[[HttpServices, Exchange, Mapping[str, str]], Awaitable[None]]
 
 RETRY_AFTER_S = 1
 _REPOSITORY = r"/(?P<owner>[^/]+)/(?P<slug>[^/]+)"
+_UPLOAD = _REPOSITORY + "/upload/(?P<kind>mpack|object)/(?P<id>[0-9a-f]{64})/(?P<size>[0-9]{1,18})"
 _ROUTES: list[tuple[str, re.Pattern[str], Handler]] = [
     ("POST", re.compile(_REPOSITORY + "/push/stream"), push_stream),
     ("GET", re.compile(_REPOSITORY + "/o/(?P<object_id>[^/]+)"), get_blob),
+    ("PUT", re.compile(_UPLOAD), put_upload),
+    ("GET", re.compile(_UPLOAD), head_upload),
     ("GET", re.compile(_REPOSITORY + "/mpack/(?P<mpack_id>[0-9a-f]{64})"), get_mpack),
 ]
 
@@ -76,22 +80,24 @@ class HttpApp:
 
     async def _route(self, exchange: Exchange) -> None:
         wanted = "GET" if exchange.method == "HEAD" else exchange.method
-        known = False
+        offered: list[str] = []
         for method, pattern, handler in _ROUTES:
             match = pattern.fullmatch(exchange.path)
             if match is None:
                 continue
-            known = True
+            offered.append(method)
             if method == wanted:
                 await handler(self._services, exchange, match.groupdict())
                 return
-        if known:
-            raise Refusal(Code.METHOD_NOT_ALLOWED, f"{exchange.method} is not offered here")
+        if offered:
+            raise Refusal(Code.METHOD_NOT_ALLOWED, f"{exchange.method} is not offered here", allow=offered)
         if exchange.path.startswith("//"):  # the control plane would drop one, and a proxy's rules see another path
             raise Refusal(Code.NOT_FOUND, "no such page")
         await self._control(exchange)
 
     async def _answer_error(self, exchange: Exchange, error: Exception) -> None:
+        if _only_gone(error):
+            raise ClientDisconnected from None
         refusal = refusal_for(error)
         if refusal is None:
             log.error("request failed", request_id=exchange.request_id, path=exchange.path[:200], exc_info=error)
@@ -99,6 +105,12 @@ class HttpApp:
         if exchange.started:
             raise ConnectionAbortedError from None  # the connection is cut: a partial answer must not look whole
         await answer_refusal(exchange, refusal)
+
+
+def _only_gone(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return all(_only_gone(inner) for inner in error.exceptions)
+    return isinstance(error, ClientDisconnected)
 
 
 async def answer_refusal(exchange: Exchange, refusal: Refusal) -> None:
@@ -109,6 +121,9 @@ async def answer_refusal(exchange: Exchange, refusal: Refusal) -> None:
         headers.append(("www-authenticate", 'Bearer realm="museworkd"'))
     if refusal.code.status in {429, 503}:
         headers.append(("retry-after", str(RETRY_AFTER_S)))
+    allow = refusal.facts.get("allow")
+    if refusal.code is Code.METHOD_NOT_ALLOWED and isinstance(allow, list):
+        headers.append(("allow", ", ".join(allow)))
     if refusal.code is Code.RANGE_MISMATCH and "size" in refusal.facts:
         headers.append(("content-range", f"bytes */{refusal.facts['size']}"))
     await exchange.respond(refusal.code.status, headers, body)

@@ -8,13 +8,15 @@ from typing import Any
 import trio
 from quart import Response, request
 from quart_trio import QuartTrio
-from werkzeug.exceptions import BadHost, HTTPException
+from werkzeug.exceptions import BadHost, HTTPException, MethodNotAllowed
 
-from museworkd.http import health_routes, history_routes, repository_routes
+from museworkd.http import health_routes, history_routes, mpack_routes, repository_routes
 from museworkd.http.exchange import Exchange
 from museworkd.http.negotiation import read_body, write_body
 from museworkd.http.services import HttpServices
 from wire.errors import Code, Refusal, malformed
+
+_REQUEST_ID = "museworkd.request_id"
 
 
 def make_control_plane(services: HttpServices) -> Callable[[Exchange], Awaitable[None]]:
@@ -28,14 +30,15 @@ def make_control_plane(services: HttpServices) -> Callable[[Exchange], Awaitable
         MAX_CONTENT_LENGTH=services.settings.control_body_bytes,
     )
     app.register_error_handler(HTTPException, _as_refusal)
-    for routes in (health_routes, history_routes, repository_routes):
+    for routes in (health_routes, history_routes, mpack_routes, repository_routes):
         routes.register(app, services)
 
     async def run(exchange: Exchange) -> None:
         body = await exchange.body(services.settings.control_body_bytes)
         answer = _Collected()
         try:
-            await app(exchange.scope, _body_once(body), answer.send)  # type: ignore[arg-type]
+            scope = {**exchange.scope, _REQUEST_ID: exchange.request_id}
+            await app(scope, _body_once(body), answer.send)  # type: ignore[arg-type]
         except* BadHost:
             raise malformed("the Host header names no host") from None
         headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in answer.headers]
@@ -53,6 +56,11 @@ async def request_body() -> dict[str, object]:
     return read_body(data, request.headers.get("content-type", ""))
 
 
+def current_request_id() -> str:
+    """Give the id of the current request."""
+    return str(request.scope[_REQUEST_ID])  # type: ignore[literal-required]
+
+
 def answer(value: dict[str, object] | list[object], status: int = 200) -> Response:
     """Encode an answer for the current request."""
     kind, body = write_body(value, request.headers.get("accept", ""))
@@ -60,8 +68,10 @@ def answer(value: dict[str, object] | list[object], status: int = 200) -> Respon
 
 
 async def _as_refusal(error: HTTPException) -> Response:
-    code = {404: Code.NOT_FOUND, 405: Code.METHOD_NOT_ALLOWED, 413: Code.TOO_LARGE}.get(error.code or 0)
-    raise Refusal(code or Code.MALFORMED, {404: "no such page", 405: "not offered here"}.get(error.code or 0, "no"))
+    if isinstance(error, MethodNotAllowed):
+        raise Refusal(Code.METHOD_NOT_ALLOWED, "not offered here", allow=sorted(error.valid_methods or ()))
+    code = {404: Code.NOT_FOUND, 413: Code.TOO_LARGE}.get(error.code or 0)
+    raise Refusal(code or Code.MALFORMED, {404: "no such page"}.get(error.code or 0, "no"))
 
 
 class _Collected:

@@ -103,7 +103,10 @@ class HttpServer:
 
 async def open_listeners(host: str, port: int) -> list[trio.SocketListener]:
     """Bind; a port of 0 picks a free one."""
-    return list(await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG))
+    try:
+        return list(await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG))
+    except OSError as error:
+        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from error
 
 
 async def _refuse(stream: trio.SocketStream) -> None:

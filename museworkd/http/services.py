@@ -9,6 +9,7 @@ from actors.push.context import PushServices
 from actors.supervisor import Supervisor
 from museworkd.http.settings import HttpSettings
 from museworkd.http.signed_urls import UrlSigner
+from museworkd.http.uploads import Uploads
 from storage.environment import Environment
 from storage.index import Index
 from storage.object_store import ObjectStore
@@ -26,6 +27,7 @@ class HttpServices:
     push: PushServices
     fetch: FetchServices
     signer: UrlSigner
+    uploads: Uploads
     limits: Limits
     settings: HttpSettings
     public_url: str | None

@@ -23,6 +23,8 @@ class HttpSettings:
     """Slowest body, while the server waits for it (protocol §12)."""
     send_s: float = 60.0
     """For a client to take the next 256 KiB of an answer."""
+    unpack_sync_s: float = 20.0
+    """How long the request that starts an unpacking waits for its end (protocol §7)."""
     control_body_bytes: int = MIB
     """Largest body of a control request."""
     linger_s: float = 30.0

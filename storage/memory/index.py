@@ -166,13 +166,14 @@ class MemoryIndex:
         if entry.record.state is not PushState.OPEN or entry.record.handle != handle:
             return entry.record
         entry.attempt += 1
+        entry.record = replace(entry.record, verdict=None)
         entry.lease_expires = expires
         return PushTicket(entry.number, repo, push_id, entry.attempt)
 
     async def find_push(self, repo: int, push_id: uuid.UUID) -> PushRecord | None:
         await trio.lowlevel.checkpoint()
         entry = self._push(repo, push_id)
-        return None if entry is None else entry.record
+        return None if entry is None else replace(entry.record, lease_expires=entry.lease_expires)
 
     async def renew_pushes(self, tickets: Sequence[PushTicket], now: dt.datetime, lease_s: float) -> None:
         await trio.lowlevel.checkpoint()
@@ -272,6 +273,12 @@ class MemoryIndex:
         await trio.lowlevel.checkpoint()
         if self._is_current(ticket):
             self._finish(self.tables.pushes[ticket.number], PushState.REFUSED, verdict, now)
+
+    async def interrupt_push(self, ticket: PushTicket, news: Mapping[str, object], now: dt.datetime) -> None:
+        await trio.lowlevel.checkpoint()
+        if self._is_current(ticket):
+            entry = self.tables.pushes[ticket.number]
+            entry.record, entry.lease_expires = replace(entry.record, verdict=dict(news)), now
 
     async def held_commits(self, repo: int, commit_ids: Sequence[bytes]) -> dict[bytes, int]:
         await trio.lowlevel.checkpoint()

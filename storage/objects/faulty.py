@@ -69,6 +69,10 @@ class FaultyStore(WrappedStore):
         """See ``ObjectStore``."""
         await self._run("put_file", [key], lambda: self.inner.put_file(key, path), None)
 
+    async def copy(self, source: str, target: str) -> None:
+        """See ``ObjectStore``."""
+        await self._run("copy", [target], lambda: self.inner.copy(source, target), None)
+
     async def get(self, key: str, most: int) -> bytes:
         """See ``ObjectStore``."""
         return await self._run("get", [key], lambda: self.inner.get(key, most), _spoil)

@@ -48,6 +48,11 @@ class LimitedStore(WrappedStore):
         async with self._puts.hold(1), self._timed(size):
             await self.inner.put_file(key, path)
 
+    async def copy(self, source: str, target: str) -> None:
+        """See ``ObjectStore``."""
+        async with self._puts.hold(1), self._timed(0):
+            await self.inner.copy(source, target)
+
     async def get(self, key: str, most: int) -> bytes:
         """See ``ObjectStore``."""
         async with self._gets.hold(1), self._timed(most):

@@ -43,6 +43,13 @@ class MemoryStore:
         self._put(key, content)
         path.unlink()  # noqa: ASYNC240
 
+    async def copy(self, source: str, target: str) -> None:
+        """See ``ObjectStore``."""
+        await trio.lowlevel.checkpoint()
+        content = self._find(source)
+        self._contents[check_key(target)] = (content, self._environment.now().timestamp())
+        self._statistics.puts += 1
+
     async def get(self, key: str, most: int) -> bytes:
         """See ``ObjectStore``."""
         await trio.lowlevel.checkpoint()

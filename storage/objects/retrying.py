@@ -53,6 +53,10 @@ class RetryingStore(WrappedStore):
         """See ``ObjectStore``."""
         await self._retry(lambda: self.inner.put_file(key, path))
 
+    async def copy(self, source: str, target: str) -> None:
+        """See ``ObjectStore``."""
+        await self._retry(lambda: self.inner.copy(source, target))
+
     async def get(self, key: str, most: int) -> bytes:
         """See ``ObjectStore``."""
         return await self._retry(lambda: self.inner.get(key, most))

@@ -23,6 +23,10 @@ class WrappedStore:
         """See ``ObjectStore``."""
         await self.inner.put_file(key, path)
 
+    async def copy(self, source: str, target: str) -> None:
+        """See ``ObjectStore``."""
+        await self.inner.copy(source, target)
+
     async def get(self, key: str, most: int) -> bytes:
         """See ``ObjectStore``."""
         return await self.inner.get(key, most)

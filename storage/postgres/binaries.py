@@ -66,6 +66,23 @@ def server_account() -> Account:
     raise IndexUnavailable("PostgreSQL does not run as root, and there is no user museworkd, postgres or nobody")
 
 
+def owner_account(path: Path) -> Account:
+    """Give the account a file belongs to, for root to run a server as."""
+    facts = path.stat()
+    try:
+        name = pwd.getpwuid(facts.st_uid).pw_name
+    except KeyError:
+        name = str(facts.st_uid)
+    return Account(facts.st_uid, facts.st_gid, name, foreign=True)
+
+
+def make_public_directory(path: Path) -> None:
+    """Make a directory everybody may enter, whatever this process keeps to itself otherwise."""
+    if not path.is_dir():
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(0o755)
+
+
 def reachable(path: Path, account: Account) -> bool:
     """Tell whether an account can enter a directory, by asking as that account."""
     done = subprocess.run(
@@ -146,7 +163,7 @@ def _copy_installation(source: Path, state_root: Path) -> Path:
     name = hashlib.sha256(f"{source}:{facts.st_size}:{facts.st_mtime_ns}".encode()).hexdigest()[:16]
     target = state_root / f"postgresql-{name}"
     if not target.exists():
-        state_root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        make_public_directory(state_root)
         fresh = state_root / f".postgresql-{name}.{os.getpid()}"
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.copytree(source, fresh / package.name / source.name, symlinks=True)

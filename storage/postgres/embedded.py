@@ -31,7 +31,15 @@ import psycopg
 
 from storage.errors import IndexUnavailable, SchemaMismatch
 from storage.objects.durability import sync_directory
-from storage.postgres.binaries import Account, find_binaries, major_version, reachable, server_account
+from storage.postgres.binaries import (
+    Account,
+    find_binaries,
+    major_version,
+    make_public_directory,
+    owner_account,
+    reachable,
+    server_account,
+)
 
 START_TIMEOUT_S = 120.0
 """Crash recovery replays the write-ahead log since the last checkpoint: seconds, rarely more."""
@@ -59,8 +67,8 @@ class EmbeddedPostgres:
     """
 
     def __init__(self, data_dir: Path, state_root: Path = STATE_ROOT) -> None:
-        self._account = server_account()
         self._beside = data_dir.resolve() / "postgres"
+        self._account = _account_for(self._beside)
         self._home = _home(self._beside, self._account, state_root)
         self._data = self._home / "data"
         self._state_root = state_root
@@ -87,7 +95,7 @@ class EmbeddedPostgres:
         self._account.make_directory(self._home)
         with _locked(self._home / "control.lock"):
             if self._users_lock is None:
-                self._users_lock = os.open(self._home / "users.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                self._users_lock = _open_lock(self._home / "users.lock")
                 fcntl.flock(self._users_lock, fcntl.LOCK_SH)
             try:
                 self._ensure_running()
@@ -152,6 +160,7 @@ class EmbeddedPostgres:
             arguments += ["-c", f"{name}={value}"]
         for attempt in range(1, _START_ATTEMPTS + 1):
             with log.open("ab") as output:
+                _give_to_owner(output.fileno(), self._home)
                 self._process = subprocess.Popen(
                     arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self._home,
                     env=_environment(), start_new_session=True, **self._account.process_arguments(),
@@ -270,9 +279,32 @@ def embedded_postgres(data_dir: Path) -> Iterator[EmbeddedPostgres]:
         server.stop()
 
 
+def _open_lock(path: Path) -> int:
+    """Open a lock's file; one that root makes belongs to whom the directory belongs to, who has to open it too."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    _give_to_owner(fd, path.parent)
+    return fd
+
+
+def _give_to_owner(fd: int, directory: Path) -> None:
+    if os.geteuid() == 0:
+        facts = directory.stat()
+        os.fchown(fd, facts.st_uid, facts.st_gid)
+
+
+def _account_for(beside: Path) -> Account:
+    """Choose who runs the server: of a cluster that is there its owner, else of a data directory its owner."""
+    chosen = server_account()
+    if chosen.foreign:
+        for path in (beside / "data", beside.parent):
+            if path.is_dir() and path.stat().st_uid != 0:
+                return owner_account(path)
+    return chosen
+
+
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = _open_lock(path)
     try:
         give_up_at = time.monotonic() + _LOCK_TIMEOUT_S
         while True:
@@ -292,7 +324,10 @@ def _home(beside: Path, account: Account, state_root: Path) -> Path:
     if not account.foreign:
         return beside
     data_dir = beside.parent
+    missing = [path for path in (data_dir, *data_dir.parents) if not path.exists()]
     data_dir.mkdir(parents=True, exist_ok=True)
+    for path in missing:  # who runs the server passes through what is made here, and nobody looks around in it
+        path.chmod(0o711)
     if beside.is_symlink():  # it stays where it was made, whoever may enter the data directory by now
         if not beside.is_dir():
             raise IndexUnavailable(
@@ -311,7 +346,7 @@ def _home(beside: Path, account: Account, state_root: Path) -> Path:
 
 def _make_home_apart(link: Path, account: Account, state_root: Path) -> Path:
     """Make a home that only this link leads to: a data directory made anew must not find the cluster of the old one."""
-    state_root.mkdir(mode=0o755, parents=True, exist_ok=True)
+    make_public_directory(state_root)
     home = Path(tempfile.mkdtemp(prefix="cluster-", dir=state_root))
     os.chown(home, account.uid, account.gid)
     try:

@@ -151,6 +151,9 @@ class PostgresIndex:
     async def refuse_push(self, ticket: PushTicket, verdict: Mapping[str, object], now: dt.datetime) -> None:
         await self.database.run(pushes.refuse_push, ticket, verdict, now)
 
+    async def interrupt_push(self, ticket: PushTicket, news: Mapping[str, object], now: dt.datetime) -> None:
+        await self.database.run(pushes.interrupt_push, ticket, news, now)
+
     async def held_commits(self, repo: int, commit_ids: Sequence[bytes]) -> dict[bytes, int]:
         return await self.database.run(history.held_commits, repo, commit_ids)
 

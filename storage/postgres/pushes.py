@@ -23,17 +23,18 @@ _q_begin = """
     INSERT INTO pushes (repo, push_id, handle, branch, attempt, state, lease_expires, created_at)
     VALUES (%(repo)s, %(push_id)s, %(handle)s, %(branch)s, 1, 0, %(expires)s, %(now)s)
     ON CONFLICT (repo, push_id) DO UPDATE
-        SET attempt = pushes.attempt + 1, lease_expires = excluded.lease_expires
+        SET attempt = pushes.attempt + 1, lease_expires = excluded.lease_expires, verdict = NULL
         WHERE pushes.state = 0 AND pushes.handle = excluded.handle
     RETURNING push, attempt
 """
-_record_columns = "push_id, handle, branch, state, verdict, created_at, finished_at"
+_record_columns = "push_id, handle, branch, state, verdict, created_at, finished_at, lease_expires"
 _q_find = f"SELECT {_record_columns} FROM pushes WHERE repo = %s AND push_id = %s"
 _q_renew = "UPDATE pushes SET lease_expires = %s WHERE push = %s AND attempt = %s AND state = 0"
 _q_lock = "SELECT state, attempt FROM pushes WHERE push = %s FOR UPDATE"
 _q_look = "SELECT state, attempt FROM pushes WHERE push = %s FOR KEY SHARE"
 """Nobody can finish the push before this transaction ends; several may write for it at once."""
 _q_finish = "UPDATE pushes SET state = %s, verdict = %s, finished_at = %s WHERE push = %s"
+_q_interrupt = "UPDATE pushes SET verdict = %s, lease_expires = %s WHERE push = %s"
 _q_fix_scheme = "UPDATE repositories SET scheme = %s WHERE repo = %s AND scheme IS NULL AND deleted_at IS NULL"
 _q_repository = "SELECT scheme FROM repositories WHERE repo = %s AND deleted_at IS NULL FOR SHARE"
 _q_lock_branch = "SELECT head FROM branches WHERE repo = %s AND name = %s FOR UPDATE"
@@ -110,6 +111,12 @@ def refuse_push(connection: Connection, ticket: PushTicket, verdict: Mapping[str
         connection.execute(_q_finish, (PushState.REFUSED.value, Json(dict(verdict)), now, ticket.number))
 
 
+def interrupt_push(connection: Connection, ticket: PushTicket, news: Mapping[str, object], now: dt.datetime) -> None:
+    """See ``Pushes.interrupt_push``."""
+    if _is_current(connection, ticket, _q_lock):
+        connection.execute(_q_interrupt, (Json(dict(news)), now, ticket.number))
+
+
 def require_current(connection: Connection, ticket: PushTicket) -> None:
     """Guard a writing function of a push; raises :class:`StaleTicket`."""
     if not _is_current(connection, ticket, _q_look):
@@ -139,5 +146,5 @@ def _move(connection: Connection, repo: int, move: BranchMove, now: dt.datetime)
 
 
 def _record(row: tuple[Any, ...]) -> PushRecord:
-    push_id, handle, branch, state, verdict, created_at, finished_at = row
-    return PushRecord(push_id, handle, branch, PushState(state), verdict, created_at, finished_at)
+    push_id, handle, branch, state, verdict, created_at, finished_at, lease_expires = row
+    return PushRecord(push_id, handle, branch, PushState(state), verdict, created_at, finished_at, lease_expires)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import stat
 from pathlib import Path
 
 import httpx
 import psycopg
 import pytest
 
+from storage.postgres.embedded import EmbeddedPostgres
 from tests.git_histories import ordinary
 from tests.servers import daemon, museworkd
 
@@ -178,3 +182,57 @@ def test_force_and_lease_move_a_branch_as_asked(
         push("two", "--force", "--expect", first)
         heads = httpx.get(f"{url}/refs", headers={"authorization": f"Bearer {token}"}).json()["branch_heads"]
         assert heads == {"main": second}
+
+
+@pytest.mark.timeout(200)
+def test_a_new_database_says_nothing_where_results_belong_and_nobody_else_can_read_it(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    where = ["--data-dir", str(tmp_path / "new")]
+    try:
+        assert re.fullmatch(r"mwt_[A-Za-z0-9_-]+\n", museworkd("token", "create", "ada", *where).stdout)
+        assert as_json("repo", "list", *where) == {"repositories": []}
+        with daemon(tmp_path / "new", None):
+            pass
+        ours = (tmp_path / "new" / name for name in ("store", "spool"))
+        made = [path for directory in ours if directory.is_dir() for path in [directory, *directory.rglob("*")]]
+        assert made
+        assert {path for path in made if stat.S_IMODE(path.stat().st_mode) & 0o077} == set()
+        assert not stat.S_IMODE((tmp_path / "new").stat().st_mode) & 0o066
+    finally:
+        EmbeddedPostgres(tmp_path / "new").destroy()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can take another's directory")
+def test_root_does_not_serve_from_somebody_elses_directory(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    os.chown(tmp_path / "data", 12345, 12345)
+    refused = museworkd("serve", "--data-dir", str(tmp_path / "data"), check=4)
+    assert "belongs to 12345" in refused.stderr
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+@pytest.mark.parametrize("lifetime", ["0d", "99999999999d", "soon", "-1d"])
+def test_a_lifetime_that_cannot_be_is_wrong_usage(options: list[str], lifetime: str) -> None:
+    assert "Traceback" not in museworkd("token", "create", "ada", "--expires", lifetime, *options, check=2).stderr
+
+
+def test_a_token_list_shows_what_revoke_takes(options: list[str]) -> None:
+    made = as_json("token", "create", "ada", *options)
+    museworkd("token", "create", "ada", "--expires", "1s", *options)
+    assert made["token_id"] in museworkd("token", "list", *options).stdout
+    museworkd("token", "revoke", made["token_id"], *options)
+    assert "revoked" in museworkd("token", "list", *options).stdout
+    unknown = museworkd("token", "revoke", made["token_id"], *options, check=1)
+    assert (unknown.stdout, unknown.stderr) == ("", "error: there is no valid token with that id\n")
+
+
+def test_an_address_that_is_taken_is_named(options: list[str], tmp_path: Path, database_url: str) -> None:
+    with daemon(tmp_path / "data", database_url) as server:
+        address = server.url.removeprefix("http://")
+        refused = museworkd("serve", "--bind", address, *options, check=3)
+    assert f"cannot listen on {address}" in refused.stderr
+
+
+def test_a_connection_string_that_is_none_is_wrong_configuration() -> None:
+    refused = museworkd("config", "check", "--database-url", "nonsense", check=4)
+    assert "database.url" in refused.stderr

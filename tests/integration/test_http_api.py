@@ -119,6 +119,16 @@ async def test_a_refusal_is_the_envelope_with_a_stable_code(twin, method, target
     assert answer.headers.get("cache-control") == "no-store"
 
 
+@pytest.mark.parametrize(("method", "target", "allowed"), [
+    ("DELETE", "/alice/x/refs", {"GET", "HEAD", "OPTIONS"}), ("DELETE", "/livez", {"GET", "HEAD", "OPTIONS"}),
+    ("GET", "/alice/x/push/stream", {"POST"}), ("POST", f"/alice/x/o/{ZEROS}", {"GET"}),
+])  # fmt: skip
+async def test_what_is_not_offered_names_what_is(twin, method, target, allowed):
+    await twin.make_repository()
+    answer = await ask(twin, method, target, token="alice")
+    assert (answer.status, set(answer.headers["allow"].split(", "))) == (405, allowed)
+
+
 async def test_every_answer_has_a_request_id_of_its_own(twin):
     await with_history(twin)
     targets = ["/livez", "/alice/x/refs", "/alice/x/o/bad", "/alice/nothing/refs", "/%ff", "/nonsense", "/livez"]

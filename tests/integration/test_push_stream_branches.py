@@ -108,6 +108,8 @@ async def test_expected_head_must_be_the_old_head(server):
             said = await next_commit(server, [second["pushed"]], "3", expected_head=expected, force=force)
             assert (said["type"], said["error"], said["retryable"]) == ("X", "head_moved", False)
             assert said["remote_head"] == second["pushed"]
+            there = frame("H", version=2, branch="main", head=second["pushed"], force=force, expected_head=expected)
+            assert (await push(server, there + NOTHING))["error"] == "head_moved"
     said = await next_commit(server, [], "new", branch="new", expected_head=first)
     assert (said["error"], said["remote_head"]) == ("head_moved", None)
     forced = await next_commit(server, [], "4", expected_head=second["pushed"], force=True)

@@ -1,0 +1,219 @@
+"""The unpack actor: an uploaded mpack or bundle becomes an accepted push (protocol §7).
+
+It belongs to the supervisor, not to the request that started it: a client that polls, or comes back, finds its
+verdict under the push id. Steps, and what is left if the process dies after each:
+
+1. the upload is copied under a key of this attempt, out of reach of whoever still may write to the staging key —
+   a copy nobody names; collected;
+2. every byte is read once: the pack's hash, every object's id, where each lies — nothing new;
+3. the pack is put in its place (contents that came compressed: in a pack of their own) — a pack no row names;
+   collected, or put there again by the retry;
+4. rows of the push for every object, then its snapshots — seen by nobody else, found again by the retry;
+5. the finish all pushes share (see ``actors.push.finish``);
+6. upload and copy are removed — left over, they expire.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from actors.actor import Actor
+from actors.push.context import Attempt, Counts, PushPlan, PushRequest, PushServices, Timings
+from actors.push.finish import Finish
+from actors.push.proved_pack import PackProver
+from actors.push.record_pack import RecordPack
+from actors.push.records import RecordStage
+from actors.push.verdicts import first_verdict
+from actors.refusals import refusal_for
+from actors.spool import SpoolDirectory
+from storage.errors import IndexUnavailable, ObjectMissing, StorageError
+from storage.layout import incoming_key, pack_key, staged_mpack_key
+from storage.rows import PushRecord, PushTicket
+from wire.errors import Code, Refusal
+from wire.ids import Scheme, format_id
+
+log = structlog.get_logger("push")
+
+ROWS_AT_ONCE = 1_000
+"""Objects per transaction: some 20 ms each."""
+_TAKE_BYTES = 1024 * 1024
+_RECORDS_AT_ONCE = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What is to be unpacked."""
+
+    mpack_id: bytes
+    declared_objects: int | None
+
+
+class UnpackActor(Actor[None]):
+    """One push by mpack. It takes no messages; ``done`` is set when ``verdict`` is there."""
+
+    def __init__(self, services: PushServices, request: PushRequest, plan: PushPlan, upload: Upload) -> None:
+        super().__init__(f"unpack {request.request_id}", mailbox_size=0)
+        self._services = services
+        self._request = request
+        self._plan = plan
+        self._upload = upload
+        self.ticket: PushTicket | None = None
+        self.done = trio.Event()
+        self.verdict: Mapping[str, object] | Refusal | None = None
+
+    async def handle(self, message: None) -> None:
+        """There are no messages."""
+
+    def tick(self, quiet_s: float) -> None:
+        """Nobody listens while it works; the clock only renews the lease."""
+
+    async def run(self) -> None:
+        """Unpack; the verdict is kept in the index and here."""
+        self._services.heartbeats.add(self)
+        try:
+            self.verdict = await self._to_verdict()
+        except BaseException:
+            self.verdict = Refusal(Code.INTERNAL, "the server made a mistake; its log has the details")
+            raise
+        finally:
+            self._services.heartbeats.remove(self)
+            self.done.set()
+
+    async def _to_verdict(self) -> Mapping[str, object] | Refusal:
+        began = trio.current_time()
+        try:
+            verdict: Mapping[str, object] | Refusal = await self._attempt()
+        except Exception as error:
+            refusal = refusal_for(error)
+            if refusal is None:
+                raise
+            await self._keep(refusal)
+            verdict = refusal
+        shown = verdict.body("") if isinstance(verdict, Refusal) else verdict
+        log.info(
+            "push", request_id=self._request.request_id, repository=str(self._request.repository.repo_id),
+            kind="X" if isinstance(verdict, Refusal) else "R", way="mpack",
+            seconds=round(trio.current_time() - began, 3),
+            **{k: v for k, v in shown.items() if k not in {"request_id", "missing"}},
+        )  # fmt: skip
+        return verdict
+
+    async def _attempt(self) -> Mapping[str, object]:
+        services, request, plan = self._services, self._request, self._plan
+        begun = await services.index.begin_push(
+            request.repository.number, plan.push_id, request.handle, plan.branch, services.environment.now(),
+            services.lease_s,
+        )  # fmt: skip
+        if isinstance(begun, PushRecord):
+            return first_verdict(begun, request.handle)
+        self.ticket = begun
+        attempt, timings, counts = Attempt(plan, begun), Timings(), Counts()
+        staged = staged_mpack_key(begun.repo, self._upload.mpack_id)
+        incoming = incoming_key(begun.number, begun.attempt)
+        try:
+            async with SpoolDirectory(services.spool_dir, f"push-{begun.number}-{begun.attempt}") as spools:
+                prover = PackProver(plan.scheme, spools, services.limits, self._upload.mpack_id)
+                with closing(prover):
+                    with timings.measure("read"):
+                        await self._prove(prover, staged, incoming)
+                    self._check_count(prover)
+                    with timings.measure("put"):
+                        own = await self._place(prover, incoming)
+                with timings.measure("record"):
+                    await self._record(prover, own, attempt, counts)
+                pack = RecordPack(spools)
+                records = RecordStage(services, request, attempt, pack, counts, timings)
+                await records.build_on_branch()
+                await self._take_records(prover, records)
+                finish = Finish(
+                    services, request, attempt, pack, records.commits, records.snapshots, counts, timings, _unseen
+                )
+                verdict = await finish.run()
+        except BaseException as error:
+            refusal = refusal_for(error) if isinstance(error, Exception) else None
+            if refusal is not None and not refusal.code.retryable:
+                await self._clean([staged, incoming])
+            else:
+                await self._clean([incoming])  # the retry finds the upload
+            raise
+        await self._clean([staged, incoming])
+        return verdict
+
+    async def _prove(self, prover: PackProver, staged: str, incoming: str) -> None:
+        store = self._services.store
+        try:
+            await store.copy(staged, incoming)
+        except ObjectMissing:
+            shown = format_id(self._upload.mpack_id, Scheme.TYPED)
+            raise Refusal(Code.NOT_FOUND, f"no upload {shown} waits here: upload it first", id=shown) from None
+        waiting = bytearray()
+        async with store.stream(incoming) as pieces:
+            async for piece in pieces:
+                waiting += piece
+                if len(waiting) >= _TAKE_BYTES:
+                    await trio.to_thread.run_sync(prover.take, bytes(waiting))
+                    waiting.clear()
+        if waiting:
+            await trio.to_thread.run_sync(prover.take, bytes(waiting))
+        await trio.to_thread.run_sync(prover.take, b"")
+
+    def _check_count(self, prover: PackProver) -> None:
+        declared = self._upload.declared_objects
+        if declared is not None and declared != prover.objects:
+            raise Refusal(Code.COUNT_MISMATCH, f"{declared} objects were declared, the upload holds {prover.objects}")
+
+    async def _place(self, prover: PackProver, incoming: str) -> bytes | None:
+        store = self._services.store
+        if prover.objects_in_place:
+            await store.copy(incoming, pack_key(self._upload.mpack_id))
+        own = await trio.to_thread.run_sync(prover.finish)
+        if own is None:
+            return None
+        pack_id, path = own
+        await store.put_file(pack_key(pack_id), path)
+        return pack_id
+
+    async def _record(self, prover: PackProver, own: bytes | None, attempt: Attempt, counts: Counts) -> None:
+        index, ticket, scheme = self._services.index, attempt.ticket, attempt.plan.scheme
+        batches = prover.blobs(own, ROWS_AT_ONCE)
+        while (batch := await trio.to_thread.run_sync(next, batches, None)) is not None:
+            known = await index.known_blobs(ticket.repo, scheme, [blob.object_id for blob in batch])
+            new = list({blob.object_id: blob for blob in batch if blob.object_id not in known.held}.values())
+            if new:
+                counts.blobs_written += await index.record_blobs(ticket, scheme, new)
+            counts.blobs_received += len(batch)
+
+    async def _take_records(self, prover: PackProver, records: RecordStage) -> None:
+        given = prover.records()
+        while batch := await trio.to_thread.run_sync(lambda: list(itertools.islice(given, _RECORDS_AT_ONCE))):
+            for record in batch:
+                await records.take(record)
+        await records.flush()
+
+    async def _keep(self, refusal: Refusal) -> None:
+        """Keep a refusal under the push id: as the verdict, or, where trying again can help, as news for who polls."""
+        if self.ticket is None or refusal.code is Code.PUSH_SUPERSEDED:
+            return
+        verdict = {key: value for key, value in refusal.body("").items() if key != "request_id"}
+        now = self._services.environment.now()
+        try:
+            if refusal.code.retryable:
+                await self._services.index.interrupt_push(self.ticket, verdict, now)
+            else:
+                await self._services.index.refuse_push(self.ticket, verdict, now)
+        except IndexUnavailable as error:  # the refusal stands and is told, kept or not
+            log.warning("refusal not kept", request_id=self._request.request_id, error=str(error))
+
+    async def _clean(self, keys: list[str]) -> None:
+        with trio.CancelScope(shield=True), suppress(StorageError):  # what stays is collected
+            await self._services.store.delete(keys)
+
+
+def _unseen(_stage: str, _done: int, _total: int | None) -> None:
+    """Progress nobody sees."""

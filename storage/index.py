@@ -90,6 +90,14 @@ class Repositories(Protocol):
     async def branch_heads(self, number: int) -> dict[str, bytes]:
         """Give all branches with their heads, by name."""
 
+    async def move_branches(
+        self, number: int, moves: Sequence[BranchMove], handle: str, now: dt.datetime
+    ) -> MoveResult:
+        """Move, make or delete several branches, all or none; each is a compare-and-swap with a line in its log.
+
+        Done again after its answer was lost, it says ``MOVED`` again and does nothing.
+        """
+
     async def branch_log(self, number: int, branch: str) -> list[BranchLogEntry]:
         """Give a branch's moves, oldest first."""
 
@@ -108,8 +116,10 @@ class Pushes(Protocol):
     async def renew_pushes(self, tickets: Sequence[PushTicket], now: dt.datetime, lease_s: float) -> None:
         """Extend the leases of running pushes, all at once."""
 
-    async def known_blobs(self, repo: int, scheme: Scheme, object_ids: Sequence[bytes]) -> Known:
-        """Look a batch of blobs up before storing them."""
+    async def known_blobs(
+        self, repo: int, scheme: Scheme, object_ids: Sequence[bytes], push: int | None = None
+    ) -> Known:
+        """Look a batch of blobs up before storing them; ``push`` is the number of the push that asks."""
 
     async def record_blobs(self, ticket: PushTicket, scheme: Scheme, blobs: Sequence[StoredBlob]) -> int:
         """Record blobs of a push that are in the store now; gives how many the push did not have yet."""

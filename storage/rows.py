@@ -132,10 +132,13 @@ class StoredBlob:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of a batch of blobs before they are stored."""
+    """What is known of a batch of blobs before they are stored.
 
-    stored: frozenset[bytes]
-    """Somewhere in the store."""
+    What others have stored is not in it: a pusher must not notice it, by the time it takes neither (threat T2).
+    """
+
+    sent: frozenset[bytes]
+    """By an earlier attempt of the push that asks."""
     held: frozenset[bytes]
     """By this repository, in an accepted push."""
 
@@ -194,7 +197,8 @@ class BranchMove:
 
     branch: str
     old: bytes | None
-    new: bytes
+    new: bytes | None
+    """``None`` deletes the branch; a push never does."""
     forced: bool
 
 
@@ -204,6 +208,8 @@ class MoveResult:
 
     outcome: Outcome
     head: bytes | None = None
+    branch: str | None = None
+    """Which of several branches it was that was found elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,11 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from actors.history import is_ancestor
+from actors.branches import judge_move
 from actors.push.context import Attempt, Counts, PushRequest, PushServices, Timings
 from actors.push.record_pack import RecordPack
 from actors.push.records import BATCH_RECORDS, PendingCommit
-from storage.rows import BranchMove, CommitRow, Outcome, Right
+from storage.rows import BranchMove, CommitRow, Outcome
 from wire.errors import LISTED_FACTS, Code, Refusal, malformed
 from wire.graph import CommitFacts
 from wire.ids import Scheme, format_id
@@ -141,18 +141,10 @@ class Finish:
                 branch=plan.branch,
                 remote_head=_shown(old, plan.scheme),
             )
-        if old is None or await is_ancestor(self.services.index, plan.scheme, old, plan.head, own):
-            return False
-        if not plan.force:
-            raise Refusal(
-                Code.NON_FAST_FORWARD,
-                f"non-fast-forward push to {plan.branch!r}: fetch and merge first, or force",
-                branch=plan.branch,
-                remote_head=_shown(old, plan.scheme),
-            )
-        if plan.branch in request.repository.settings.protected_branches and request.right < Right.ADMIN:
-            raise Refusal(Code.PROTECTED_BRANCH, f"the branch {plan.branch!r} is protected: only an admin may force it")
-        return True
+        return await judge_move(
+            self.services.index, request.repository, request.right, plan.scheme, plan.branch, old, plan.head,
+            force=plan.force, own=own,
+        )  # fmt: skip
 
     def _verdict(self) -> dict[str, object]:
         plan, counts = self.attempt.plan, self.counts

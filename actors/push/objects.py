@@ -139,10 +139,10 @@ class ObjectStages:
     async def _store(self, batch: list[Admitted]) -> None:
         services, scheme, ticket = self.services, self.attempt.plan.scheme, self.attempt.ticket
         unique = {blob.object_id: blob for blob in batch}
-        known = await services.index.known_blobs(ticket.repo, scheme, list(unique))
+        known = await services.index.known_blobs(ticket.repo, scheme, list(unique), ticket.number)
         new = [blob for blob in unique.values() if blob.object_id not in known.held]
         with self.timings.measure("put"):
-            await self._put([blob for blob in new if blob.object_id not in known.stored])
+            await self._put([blob for blob in new if blob.object_id not in known.sent])
         if new:
             with self.timings.measure("record"):
                 written = await services.index.record_blobs(

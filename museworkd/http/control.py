@@ -10,7 +10,7 @@ from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import BadHost, HTTPException, MethodNotAllowed
 
-from museworkd.http import health_routes, history_routes, mpack_routes, repository_routes
+from museworkd.http import branch_routes, health_routes, history_routes, mpack_routes, repository_routes
 from museworkd.http.exchange import Exchange
 from museworkd.http.negotiation import read_body, write_body
 from museworkd.http.services import HttpServices
@@ -30,7 +30,7 @@ def make_control_plane(services: HttpServices) -> Callable[[Exchange], Awaitable
         MAX_CONTENT_LENGTH=services.settings.control_body_bytes,
     )
     app.register_error_handler(HTTPException, _as_refusal)
-    for routes in (health_routes, history_routes, mpack_routes, repository_routes):
+    for routes in (branch_routes, health_routes, history_routes, mpack_routes, repository_routes):
         routes.register(app, services)
 
     async def run(exchange: Exchange) -> None:

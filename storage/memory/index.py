@@ -149,6 +149,30 @@ class MemoryIndex:
         await trio.lowlevel.checkpoint()
         return dict(sorted(self.tables.branches[number].items()))
 
+    async def move_branches(
+        self, number: int, moves: Sequence[BranchMove], handle: str, now: dt.datetime
+    ) -> MoveResult:
+        await trio.lowlevel.checkpoint()
+        if number not in self.tables.repositories:
+            return MoveResult(Outcome.GONE)
+        branches = self.tables.branches[number]
+        ordered = sorted(moves, key=lambda move: move.branch)
+        for move in ordered:
+            head = branches.get(move.branch)
+            if head not in {move.old, move.new}:
+                return MoveResult(Outcome.HEAD_DIFFERS, head, move.branch)
+        for move in ordered:
+            head = branches.get(move.branch)
+            if move.new is None:
+                branches.pop(move.branch, None)
+            else:
+                branches[move.branch] = move.new
+            if head != move.new:
+                self.tables.branch_log[number].append(
+                    BranchLogEntry(move.branch, head, move.new, handle, None, move.forced, now)
+                )
+        return MoveResult(Outcome.MOVED)
+
     async def branch_log(self, number: int, branch: str) -> list[BranchLogEntry]:
         await trio.lowlevel.checkpoint()
         return [entry for entry in self.tables.branch_log[number] if entry.branch == branch]
@@ -181,11 +205,15 @@ class MemoryIndex:
             if self._is_current(ticket):
                 self.tables.pushes[ticket.number].lease_expires = now + dt.timedelta(seconds=lease_s)
 
-    async def known_blobs(self, repo: int, scheme: Scheme, object_ids: Sequence[bytes]) -> Known:
+    async def known_blobs(
+        self, repo: int, scheme: Scheme, object_ids: Sequence[bytes], push: int | None = None
+    ) -> Known:
+        del scheme  # a repository has one
         await trio.lowlevel.checkpoint()
         pushes = self.tables.pushes_of(repo)
+        asking = None if push is None else self.tables.pushes.get(push)
         return Known(
-            frozenset(i for i in object_ids if (scheme, i) in self.tables.blobs),
+            frozenset(i for i in object_ids if asking is not None and asking.repo == repo and i in asking.blobs),
             frozenset(i for i in object_ids if any(i in p.blobs for p in pushes)),
         )
 
@@ -261,6 +289,7 @@ class MemoryIndex:
             return MoveResult(Outcome.HEAD_DIFFERS, head)
         entry = self.tables.pushes[ticket.number]
         self.tables.repositories[ticket.repo] = replace(repository, scheme=scheme)
+        assert move.new is not None
         branches[move.branch] = move.new
         if head != move.new:
             self.tables.branch_log[ticket.repo].append(

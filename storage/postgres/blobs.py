@@ -14,7 +14,8 @@ from wire.ids import Scheme
 # reads every row the repository holds, and with statistics of a smaller table the whole table once for each id.
 _q_known = """
     SELECT wanted.id,
-           EXISTS (SELECT 1 FROM blobs b WHERE b.blob_id = wanted.id AND b.scheme = %(scheme)s OFFSET 0),
+           EXISTS (SELECT 1 FROM blob_refs r
+                   WHERE r.repo = %(repo)s AND r.blob_id = wanted.id AND r.push = %(push)s OFFSET 0),
            EXISTS (SELECT 1 FROM blob_refs r JOIN pushes p USING (push)
                    WHERE r.repo = %(repo)s AND r.blob_id = wanted.id AND p.state = 1 OFFSET 0)
     FROM unnest(%(ids)b::bytea[]) AS wanted (id)
@@ -54,16 +55,19 @@ _q_held_places = (
 )
 
 
-def known_blobs(connection: Connection, repo: int, scheme: Scheme, object_ids: Sequence[bytes]) -> Known:
+def known_blobs(
+    connection: Connection, repo: int, scheme: Scheme, object_ids: Sequence[bytes], push: int | None = None
+) -> Known:
     """See ``Pushes.known_blobs``."""
-    stored, held = set(), set()
-    rows = connection.execute(_q_known, {"repo": repo, "scheme": scheme.value, "ids": list(object_ids)})
-    for object_id, is_stored, is_held in rows:
-        if is_stored:
-            stored.add(bytes(object_id))
+    del scheme  # a repository has one
+    sent, held = set(), set()
+    rows = connection.execute(_q_known, {"repo": repo, "push": push, "ids": list(object_ids)})
+    for object_id, is_sent, is_held in rows:
+        if is_sent:
+            sent.add(bytes(object_id))
         if is_held:
             held.add(bytes(object_id))
-    return Known(frozenset(stored), frozenset(held))
+    return Known(frozenset(sent), frozenset(held))
 
 
 def record_blobs(connection: Connection, ticket: PushTicket, scheme: Scheme, blobs: Sequence[StoredBlob]) -> int:

@@ -10,7 +10,7 @@ from typing import Self
 
 from storage.environment import Environment, SystemEnvironment
 from storage.layout import Place
-from storage.postgres import blobs, history, identities, pushes, repositories
+from storage.postgres import blobs, branches, history, identities, pushes, repositories
 from storage.postgres.database import Connection, Database, DatabaseSettings, DatabaseStatistics
 from storage.postgres.listener import listen
 from storage.rows import (
@@ -103,6 +103,11 @@ class PostgresIndex:
     async def branch_heads(self, number: int) -> dict[str, bytes]:
         return await self.database.run(repositories.branch_heads, number)
 
+    async def move_branches(
+        self, number: int, moves: Sequence[BranchMove], handle: str, now: dt.datetime
+    ) -> MoveResult:
+        return await self.database.run(branches.move_branches, number, moves, handle, now)
+
     async def branch_log(self, number: int, branch: str) -> list[BranchLogEntry]:
         return await self.database.run(repositories.branch_log, number, branch)
 
@@ -117,8 +122,10 @@ class PostgresIndex:
     async def renew_pushes(self, tickets: Sequence[PushTicket], now: dt.datetime, lease_s: float) -> None:
         await self.database.run(pushes.renew_pushes, tickets, now, lease_s)
 
-    async def known_blobs(self, repo: int, scheme: Scheme, object_ids: Sequence[bytes]) -> Known:
-        return await self.database.run(blobs.known_blobs, repo, scheme, object_ids)
+    async def known_blobs(
+        self, repo: int, scheme: Scheme, object_ids: Sequence[bytes], push: int | None = None
+    ) -> Known:
+        return await self.database.run(blobs.known_blobs, repo, scheme, object_ids, push)
 
     async def record_blobs(self, ticket: PushTicket, scheme: Scheme, stored: Sequence[StoredBlob]) -> int:
         return await self.database.run(blobs.record_blobs, ticket, scheme, stored)

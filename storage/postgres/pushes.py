@@ -15,6 +15,7 @@ from typing import Any
 from psycopg.types.json import Json
 
 from storage.errors import StaleTicket
+from storage.postgres.branches import q_repository, swap
 from storage.postgres.database import Connection
 from storage.rows import BranchMove, MoveResult, Outcome, PushRecord, PushState, PushTicket
 from wire.ids import Scheme
@@ -36,12 +37,6 @@ _q_look = "SELECT state, attempt FROM pushes WHERE push = %s FOR KEY SHARE"
 _q_finish = "UPDATE pushes SET state = %s, verdict = %s, finished_at = %s WHERE push = %s"
 _q_interrupt = "UPDATE pushes SET verdict = %s, lease_expires = %s WHERE push = %s"
 _q_fix_scheme = "UPDATE repositories SET scheme = %s WHERE repo = %s AND scheme IS NULL AND deleted_at IS NULL"
-_q_repository = "SELECT scheme FROM repositories WHERE repo = %s AND deleted_at IS NULL FOR SHARE"
-_q_lock_branch = "SELECT head FROM branches WHERE repo = %s AND name = %s FOR UPDATE"
-_q_insert_branch = """
-    INSERT INTO branches (repo, name, head, updated_at) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING
-"""
-_q_move_branch = "UPDATE branches SET head = %s, updated_at = %s WHERE repo = %s AND name = %s AND head = %s"
 _q_log = """
     INSERT INTO branch_log (repo, branch, old, new, handle, push, forced, at)
     SELECT %s, %s, %s, %s, handle, push, %s, %s FROM pushes WHERE push = %s
@@ -90,12 +85,12 @@ def accept_push(
         return MoveResult(Outcome.SUPERSEDED)
     if _repository_scheme(connection, ticket.repo) is None:  # before the share lock: two first pushes would deadlock
         connection.execute(_q_fix_scheme, (scheme.value, ticket.repo))
-    found = connection.execute(_q_repository, (ticket.repo,)).fetchone()
+    found = connection.execute(q_repository, (ticket.repo,)).fetchone()
     if found is None:
         return MoveResult(Outcome.GONE)
     if found[0] != scheme.value:
         return MoveResult(Outcome.SCHEME_DIFFERS)
-    head, moved = _move(connection, ticket.repo, move, now)
+    head, moved = swap(connection, ticket.repo, move, now)
     if head != move.new:
         connection.rollback()  # nothing of this attempt may stay
         return MoveResult(Outcome.HEAD_DIFFERS, head)
@@ -131,18 +126,6 @@ def _is_current(connection: Connection, ticket: PushTicket, query: str) -> bool:
 def _repository_scheme(connection: Connection, repo: int) -> str | None:
     row = connection.execute("SELECT scheme FROM repositories WHERE repo = %s", (repo,)).fetchone()
     return None if row is None else row[0]
-
-
-def _move(connection: Connection, repo: int, move: BranchMove, now: dt.datetime) -> tuple[bytes | None, bool]:
-    """Compare and swap; gives the head the branch has now and whether this call put it there."""
-    if move.old is None:
-        done = connection.execute(_q_insert_branch, (repo, move.branch, move.new, now))
-    else:
-        done = connection.execute(_q_move_branch, (move.new, now, repo, move.branch, move.old))
-    if done.rowcount == 1:
-        return move.new, True
-    row = connection.execute(_q_lock_branch, (repo, move.branch)).fetchone()
-    return (None if row is None else bytes(row[0])), False
 
 
 def _record(row: tuple[Any, ...]) -> PushRecord:

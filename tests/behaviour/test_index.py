@@ -613,7 +613,7 @@ async def test_a_stale_ticket_writes_nothing(bench: Bench, why: str) -> None:
         await bench.index.record_snapshots(ticket, TYPED, [snapshot("s1")])
     with pytest.raises(StaleTicket):
         await bench.index.record_commits(ticket, TYPED, [commit("c1")])
-    assert (await bench.index.known_blobs(repository.number, TYPED, [name("b1")])).stored == frozenset()
+    assert (await bench.index.known_blobs(repository.number, TYPED, [name("b1")], ticket.number)).sent == frozenset()
     assert await bench.index.snapshot_chain(TYPED, name("s1")) == []
     assert await bench.index.ancestry(TYPED, [name("c1")], 0) == []
 
@@ -644,7 +644,7 @@ async def test_empty_batches_are_nothing(bench: Bench) -> None:
     assert await bench.index.record_snapshots(ticket, TYPED, []) == 0
     assert await bench.index.record_commits(ticket, TYPED, []) == 0
     known = await bench.index.known_blobs(repository.number, TYPED, [])
-    assert (known.stored, known.held) == (frozenset(), frozenset())
+    assert (known.sent, known.held) == (frozenset(), frozenset())
     assert await bench.index.lacking_blobs(ticket, []) == []
     assert await bench.index.lacking_snapshots(ticket, []) == []
     assert await bench.index.lacking_commits(ticket, []) == []
@@ -662,17 +662,18 @@ async def test_counts_leave_out_what_the_repository_held_before(bench: Bench) ->
     assert await bench.index.record_commits(elsewhere, TYPED, [commit("c1"), commit("c2", "c1", generation=2)]) == 2
 
 
-async def test_known_blobs_tells_what_is_stored_anywhere_and_held_here(bench: Bench) -> None:
+async def test_known_blobs_tells_what_this_push_sent_and_this_repository_holds(bench: Bench) -> None:
     one, two = await bench.repository(), await bench.repository("bob", "two", Visibility.PUBLIC)
     await bench.push(one, blob("mine"), blob("both"), new="c1")
     await bench.push(two, blob("both"), blob("theirs"), new="c2")
-    await bench.record(await bench.begin(one), blob("open"))
+    ticket = await bench.begin(one)
+    await bench.record(ticket, blob("open"))
     wanted = names(["mine", "both", "theirs", "open", "unknown"])
-    known = await bench.index.known_blobs(one.number, TYPED, wanted)
-    assert known.held == set(names(["mine", "both"]))
-    assert known.stored == set(names(["mine", "both", "theirs", "open"]))
-    known = await bench.index.known_blobs(two.number, TYPED, wanted + wanted)
-    assert known.held == set(names(["both", "theirs"]))
+    known = await bench.index.known_blobs(one.number, TYPED, wanted, ticket.number)
+    assert (known.held, known.sent) == (set(names(["mine", "both"])), set(names(["open"])))
+    known = await bench.index.known_blobs(two.number, TYPED, wanted + wanted, ticket.number)
+    assert (known.held, known.sent) == (set(names(["both", "theirs"])), frozenset())
+    assert (await bench.index.known_blobs(one.number, TYPED, wanted)).sent == frozenset()
 
 
 async def test_held_is_the_same_whatever_other_repositories_do(bench: Bench) -> None:
@@ -884,6 +885,36 @@ async def test_a_verdict_comes_back_as_it_was_given(bench: Bench) -> None:
     await bench.index.refuse_push(refused, verdict, bench.environment.now())
     for ticket in (accepted, refused):
         assert (await bench.index.find_push(repository.number, ticket.push_id)).verdict == verdict
+
+
+async def test_several_branches_move_all_or_none(bench: Bench) -> None:
+    repository = await bench.repository()
+    number, now = repository.number, bench.environment.now()
+    await bench.push(repository, blob("b"), commit("c1"), commit("c2", "c1", generation=2), new="c1")
+    made = [BranchMove("new", None, name("c2"), False), BranchMove("main", name("c1"), name("c2"), False)]
+    wrong = BranchMove("other", name("c1"), name("c2"), False)
+    result = await bench.index.move_branches(number, [*made, wrong], "ada", now)
+    assert result == MoveResult(Outcome.HEAD_DIFFERS, None, "other")
+    assert await bench.index.branch_heads(number) == {"main": name("c1")}
+    for _ in range(2):  # an answer that was lost is asked for again
+        assert await bench.index.move_branches(number, made, "ada", now) == MoveResult(Outcome.MOVED)
+        assert await bench.index.branch_heads(number) == {"main": name("c2"), "new": name("c2")}
+    gone = [BranchMove("main", name("c2"), None, False), BranchMove("new", name("c2"), name("c1"), True)]
+    for _ in range(2):
+        assert await bench.index.move_branches(number, gone, "bob", now) == MoveResult(Outcome.MOVED)
+        assert await bench.index.branch_heads(number) == {"new": name("c1")}
+    log = [(e.old, e.new, e.handle, e.forced) for e in await bench.index.branch_log(number, "main")][1:]
+    assert log == [(name("c1"), name("c2"), "ada", False), (name("c2"), None, "bob", False)]
+    log = [(e.old, e.new, e.push_id, e.forced) for e in await bench.index.branch_log(number, "new")]
+    assert log == [(None, name("c2"), None, False), (name("c2"), name("c1"), None, True)]
+
+
+async def test_branches_of_a_deleted_repository_do_not_move(bench: Bench) -> None:
+    repository = await bench.repository()
+    await bench.index.delete_repository(repository.number, bench.environment.now())
+    move = BranchMove("main", None, name("c"), False)
+    moved = await bench.index.move_branches(repository.number, [move], "ada", bench.environment.now())
+    assert moved == MoveResult(Outcome.GONE)
 
 
 async def test_the_branch_log_is_a_chain_of_moves(bench: Bench) -> None:
@@ -1134,7 +1165,7 @@ async def test_one_digest_in_both_schemes_names_two_things(bench: Bench) -> None
     two = [blob("x", 2, "pack", 9), snapshot("x", full=b"plain"), commit("x", generation=7, record=b"plain")]
     await bench.push(typed, *one, new="x")
     known = await bench.index.known_blobs(plain.number, PLAIN, [name("x")])
-    assert (known.stored, known.held) == (frozenset(), frozenset())
+    assert (known.sent, known.held) == (frozenset(), frozenset())
     await bench.push(plain, *two, new="x", scheme=PLAIN)
     assert await bench.index.places(TYPED, [name("x")]) == {name("x"): Place(name("x"), 1, None, 0)}
     assert await bench.index.places(PLAIN, [name("x")]) == {name("x"): Place(name("x"), 2, name("pack"), 9)}
@@ -1159,7 +1190,7 @@ async def test_ten_thousand_blobs_in_one_batch(bench: Bench) -> None:
     assert await bench.index.lacking_blobs(ticket, [*ids, name("unknown")]) == [name("unknown")]
     await bench.accept(ticket, "c")
     known = await bench.index.known_blobs(repository.number, TYPED, ids)
-    assert known.held == known.stored == set(ids)
+    assert known.held == set(ids)
     found = await bench.index.held_places(repository.number, TYPED, ids)
     assert found == {row.object_id: Place(row.object_id, row.size, row.pack_id, row.offset) for row in rows}
 

@@ -17,7 +17,7 @@ from types import ModuleType
 import psycopg
 import pytest
 
-from storage.postgres import blobs, history, identities, pushes, repositories
+from storage.postgres import blobs, branches, history, identities, pushes, repositories
 from storage.postgres.database import DatabaseSettings, connection_arguments
 from storage.postgres.index import PostgresIndex
 from storage.rows import (
@@ -171,6 +171,14 @@ def accept(connection: psycopg.Connection, branch: str, old: int | None, outcome
     assert pushes.accept_push(connection, TICKET, TYPED, move, {"head": "x"}, NOW).outcome is outcome
 
 
+def move_branches(connection: psycopg.Connection, outcome: Outcome, at: int) -> None:
+    moves = [
+        BranchMove("a new one", None, name("c", 1), False), BranchMove("b209", name("c", at), name("c", 2), False),
+        BranchMove("b9", name("c", 9), None, False),
+    ]  # fmt: skip
+    assert branches.move_branches(connection, REPO, moves, "h1", NOW).outcome is outcome
+
+
 def accept_the_first(connection: psycopg.Connection) -> None:
     connection.execute("UPDATE repositories SET scheme = NULL WHERE repo = %s", (REPO,))
     accept(connection, "new", None, Outcome.MOVED)
@@ -183,6 +191,9 @@ OPERATIONS: dict[str, Callable[[psycopg.Connection], object]] = {
     "create_repository": lambda c: repositories.create_repository(c, NEW),
     "collaborator_right": lambda c: repositories.collaborator_right(c, REPO, "h11"),
     "branch_heads": lambda c: repositories.branch_heads(c, REPO),
+    "move_branches": lambda c: move_branches(c, Outcome.MOVED, 209),
+    "move_branches in vain": lambda c: move_branches(c, Outcome.HEAD_DIFFERS, 1),
+    "interrupt_push": lambda c: pushes.interrupt_push(c, TICKET, {}, NOW),
     "branch_log": lambda c: repositories.branch_log(c, REPO, "b9"),
     "begin_push": lambda c: pushes.begin_push(c, REPO, uuid.UUID(int=1), "h1", "main", NOW, 60),
     "begin_push again": lambda c: pushes.begin_push(c, REPO, TICKET.push_id, "h1", "main", NOW, 60),
@@ -279,7 +290,7 @@ def test_every_statement_of_a_push_and_a_fetch_looks_rows_up_by_key(filled: str)
         if found := explaining.read_whole():
             read[operation] = found
     assert read == {}
-    for module in (blobs, history, pushes, repositories, identities):
+    for module in (blobs, branches, history, pushes, repositories, identities):
         beside = ELSEWHERE.get(module.__name__.rpartition(".")[2], set())
         left = {key for key, query in statements_of(module).items() if query not in explained}
         assert left == beside, module.__name__

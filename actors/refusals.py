@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 
 from actors.supervisor import Draining
@@ -14,6 +16,9 @@ from storage.errors import (
     StoreUnavailable,
 )
 from wire.errors import Code, Refusal
+
+_LOCAL_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""Of the disk a push or a fetch is spooled on, or of the system: nothing is wrong with what the client sent."""
 
 
 def refusal_for(error: BaseException) -> Refusal | None:
@@ -45,6 +50,8 @@ def _infrastructure(error: BaseException) -> Refusal | None:
             return Refusal(Code.STORE_UNAVAILABLE, "the object store does not answer at the moment")
         case ObjectMissing() | ObjectDamaged():
             return Refusal(Code.STORE_DAMAGED, f"stored data is missing or damaged: {str(error)[:200]}")
+        case OSError() if error.errno in _LOCAL_TROUBLE:
+            return Refusal(Code.STORE_UNAVAILABLE, f"the server has no room to work: {os.strerror(error.errno or 0)}")
         case IndexUnavailable():
             return Refusal(Code.INDEX_UNAVAILABLE, "the database does not answer at the moment")
         case _:

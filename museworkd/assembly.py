@@ -15,6 +15,7 @@ from actors.heartbeat import HeartbeatClock, Heartbeats
 from actors.push.context import PushServices
 from actors.supervisor import Child, Supervisor
 from museworkd.config import Config
+from museworkd.http.control import LARGE_BODIES_AT_ONCE
 from museworkd.http.services import HttpServices
 from museworkd.http.signed_urls import SECRET_BYTES, SECRET_NAME, UrlSigner
 from museworkd.http.uploads import Uploads
@@ -95,7 +96,8 @@ async def make_services(
         index, store, environment, Supervisor(),
         PushServices(index, store, environment, heartbeats, spool_dir, config.limits),
         FetchServices(index, store, environment, spool_dir, config.limits, Slots(FETCHES_AT_ONCE)),
-        signer, uploads, config.limits, config.server, config.server.public_url or None, config.server.presign_s,
+        Slots(LARGE_BODIES_AT_ONCE), signer, uploads, config.limits, config.server,
+        config.server.public_url or None, config.server.presign_s,
     )  # fmt: skip
     children = [
         Child("heartbeat", lambda: HeartbeatClock(heartbeats, index, environment, config.server.heartbeat_s)),

@@ -7,8 +7,12 @@ A first SIGINT or SIGTERM drains: no new connections and pushes, the running one
 from __future__ import annotations
 
 import ctypes
+import os
+import resource
 import signal
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import structlog
 import trio
@@ -25,11 +29,19 @@ log = structlog.get_logger("museworkd")
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _M_ARENA_MAX = -3, -1, -8
 _MMAP_FROM_BYTES = 1024 * 1024
 _ARENAS = 2
+_FILES_BESIDE = 256
+"""Open files that are no connections: object files, spools, the database's sockets, worker threads' pipes."""
+_STOP_S = 90.0
+"""After the drain: closing the pool and stopping the embedded PostgreSQL, which may have to be killed."""
+_STOP_AT_ONCE_S = 30.0
+_EXIT_STUCK = 3
 
 
 async def run_daemon(config: Config, announce: Callable[[str], None]) -> None:
     """Serve until told to stop; ``announce`` is called with the URL once requests are answered."""
     tune_allocator()
+    connections = fit_connections(config.server.max_connections)
+    config = replace(config, server=replace(config.server, max_connections=connections))
     environment = SystemEnvironment()
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with open_deployment(config, environment) as deployment:
@@ -50,6 +62,7 @@ async def run_daemon(config: Config, announce: Callable[[str], None]) -> None:
                 announce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
                 await _first(signals)
                 log.info("draining", seconds=config.server.drain_s)
+                _end_within(config.server.drain_s + _STOP_S)
                 nursery.start_soon(_second, signals, nursery.cancel_scope)
                 stop.set()
                 await services.supervisor.drain(config.server.drain_s)
@@ -67,6 +80,31 @@ def tune_allocator() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, _MMAP_FROM_BYTES)
 
 
+def fit_connections(wanted: int) -> int:
+    """Allow as many open files as the connections need, or give how many connections fit into what is allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    most = wanted + _FILES_BESIDE if hard == unlimited else min(wanted + _FILES_BESIDE, hard)
+    if soft != unlimited and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    fitting = min(wanted, most - min(_FILES_BESIDE, most // 2))
+    if fitting < wanted:
+        log.warning("fewer connections than server.max_connections: open files are limited", connections=fitting)
+    return fitting
+
+
+def _end_within(seconds: float) -> None:
+    """Make sure that the process ends, whatever a thread waits for; what is acknowledged is durable already."""
+
+    def end() -> None:
+        log.error("did not stop in time")
+        os._exit(_EXIT_STUCK)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+
+
 async def _serve(
     server: HttpServer, listeners: list[trio.SocketListener], stop: trio.Event, stopped: trio.Event, drain_s: float
 ) -> None:
@@ -82,4 +120,5 @@ async def _first(signals: object) -> None:
 async def _second(signals: object, scope: trio.CancelScope) -> None:
     await _first(signals)
     log.warning("stopping at once")
+    _end_within(_STOP_AT_ONCE_S)
     scope.cancel()

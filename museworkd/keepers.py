@@ -32,13 +32,13 @@ class EmbeddedKeeper(Actor[None]):
         """Look after it for ever."""
         while True:
             await trio.sleep(LOOK_EVERY_S)
-            if await trio.to_thread.run_sync(self._embedded.alive):
-                continue
-            log.error("the embedded PostgreSQL has died, starting it again")
             try:
+                if await trio.to_thread.run_sync(self._embedded.alive):
+                    continue
+                log.error("the embedded PostgreSQL has died, starting it again")
                 await trio.to_thread.run_sync(self._embedded.start)
-            except IndexUnavailable as error:
-                log.error("it does not start", error=str(error))
+            except (IndexUnavailable, OSError) as error:  # no file descriptor to look with, perhaps: look again
+                log.error("it cannot be looked after", error=str(error))
 
     async def handle(self, message: None) -> None:
         """The keeper takes no messages."""

@@ -92,12 +92,12 @@ class PushActor(Actor[bytes | None]):
         began = trio.current_time()
         self._say("P", {"stage": "receiving", "done": 0, "total": None, "message": ""})
         kind, members = await self._to_verdict(header)
+        await self._last_word(kind, members)
         log.info(
             "push", request_id=self._request.request_id, repository=str(self._request.repository.repo_id),
             kind=kind, seconds=round(trio.current_time() - began, 3),
             **{k: v for k, v in members.items() if k not in {"request_id", "missing"}},
         )  # fmt: skip
-        await self._last_word(kind, members)
 
     def tick(self, quiet_s: float) -> None:
         """Send a heartbeat frame when nothing was said for a while (see ``actors.heartbeat``)."""
@@ -109,15 +109,25 @@ class PushActor(Actor[bytes | None]):
             return await self._attempt(header)
         except ClientGone:
             raise
-        except Exception as error:  # every failure has its answer; a bug is told as one and raised
-            refusal = refusal_for(error)
-            if refusal is None:
-                if _is_gone(error):
-                    raise ClientGone from None
+        except BaseExceptionGroup as group:
+            cancelled, others = group.split(trio.Cancelled)
+            if cancelled is None or others is None or not (_is_gone(others) or refusal_for(others)):
+                return await self._told(group)
+            raise cancelled from None  # the server stops; what the stages ran into meanwhile is part of that
+        except Exception as error:  # noqa: BLE001 - every failure has its answer, and a bug is raised again
+            return await self._told(error)
+
+    async def _told(self, error: BaseException) -> tuple[str, Mapping[str, object]]:
+        """Give a failure its answer; a bug is told as one and raised."""
+        refusal = refusal_for(error)
+        if refusal is None:
+            if _is_gone(error):
+                raise ClientGone from None
+            if isinstance(error, Exception):
                 await self._last_word("X", _mistake().body(self._request.request_id))
-                raise
-            await self._keep_refusal(refusal)
-            return "X", refusal.body(self._request.request_id)
+            raise error
+        await self._keep_refusal(refusal)
+        return "X", refusal.body(self._request.request_id)
 
     async def _attempt(self, header: Header) -> tuple[str, Mapping[str, object]]:
         services, request = self._services, self._request

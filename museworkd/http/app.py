@@ -102,6 +102,11 @@ class HttpApp:
         if refusal is None:
             log.error("request failed", request_id=exchange.request_id, path=exchange.path[:200], exc_info=error)
             refusal = Refusal(Code.INTERNAL, "the server made a mistake; its log has the details")
+        elif refusal.code.status >= 500:
+            log.warning(
+                "request failed", request_id=exchange.request_id, path=exchange.path[:200], code=refusal.code.text,
+                detail=refusal.detail,
+            )  # fmt: skip
         if exchange.started:
             raise ConnectionAbortedError from None  # the connection is cut: a partial answer must not look whole
         await answer_refusal(exchange, refusal)

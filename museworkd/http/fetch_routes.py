@@ -13,11 +13,13 @@ from storage.layout import fetch_pack_key
 from storage.object_store import ReadRange
 from storage.rows import Right
 from wire.errors import Code, Refusal
-from wire.ids import Kind, Scheme, hash_bytes, parse_id
+from wire.ids import Kind, Scheme, hasher_for, parse_id
 from wire.mpack import MEDIA_TYPE
 
-_VERIFIED_BYTES = 8 * 1024 * 1024
-"""Blobs up to this size are hashed before their first byte goes out."""
+_IN_MEMORY_BYTES = 256 * 1024
+"""Blobs up to this size are read at once and hashed before their first byte goes out."""
+_PROVED_BYTES = 256 * 1024 * 1024
+"""Blobs up to this size are read and hashed whole before a part of them goes out."""
 
 
 async def get_blob(services: HttpServices, exchange: Exchange, names: Mapping[str, str]) -> None:
@@ -38,13 +40,22 @@ async def get_blob(services: HttpServices, exchange: Exchange, names: Mapping[st
     if exchange.headers.get("if-none-match") in {etag, "*"}:
         await exchange.respond(304, headers, b"")
         return
-    whole: bytes | None = None
     key = place.key(scheme)
-    if place.size <= _VERIFIED_BYTES and exchange.method == "GET":
-        (whole,) = await services.store.get_ranges([ReadRange(key, place.offset, place.size)])
-        if hash_bytes(Kind.BLOB, whole, scheme) != object_id:
-            raise ObjectDamaged(f"object {object_id.hex()} does not hash to its id")
-    await _send_content(services, exchange, headers, key, place.offset, place.size, whole)
+    proof: _Proof | None = _Proof(object_id, scheme, place.size)
+    whole: bytes | None = None
+    if exchange.method == "GET":
+        assert proof is not None
+        if place.size <= _IN_MEMORY_BYTES:
+            (whole,) = await services.store.get_ranges([ReadRange(key, place.offset, place.size)])
+            proof.update(whole)
+            proof.check()
+        elif "range" in exchange.headers and place.size <= _PROVED_BYTES:
+            async with services.store.stream(key, place.offset, place.size) as pieces:
+                async for piece in pieces:
+                    proof.update(piece)
+            proof.check()
+            proof = None
+    await _send_content(services, exchange, headers, key, place.offset, place.size, whole, proof)
 
 
 async def get_mpack(services: HttpServices, exchange: Exchange, names: Mapping[str, str]) -> None:
@@ -61,24 +72,52 @@ async def get_mpack(services: HttpServices, exchange: Exchange, names: Mapping[s
         ("content-type", MEDIA_TYPE), ("etag", f'"{names["mpack_id"]}"'), ("accept-ranges", "bytes"),
         ("cache-control", "private, max-age=3600, immutable"),
     ]  # fmt: skip
-    await _send_content(services, exchange, headers, key, 0, size, None)
+    await _send_content(services, exchange, headers, key, 0, size)
+
+
+class _Proof:
+    """What is sent of a blob hashes to its id, or is not sent to its end."""
+
+    def __init__(self, object_id: bytes, scheme: Scheme, size: int) -> None:
+        self._object_id = object_id
+        self._hasher = hasher_for(Kind.BLOB, size, scheme)
+
+    def update(self, piece: bytes) -> None:
+        """Take the next bytes."""
+        self._hasher.update(piece)
+
+    def check(self) -> None:
+        """Compare, after the last bytes."""
+        if self._hasher.digest() != self._object_id:
+            raise ObjectDamaged(f"object {self._object_id.hex()} does not hash to its id")
 
 
 async def _send_content(
     services: HttpServices, exchange: Exchange, headers: list[tuple[str, str]], key: str, offset: int, size: int,
-    whole: bytes | None,
+    whole: bytes | None = None, proof: _Proof | None = None,
 ) -> None:  # fmt: skip
     matches = exchange.method == "GET" and exchange.headers.get("if-range") in {None, dict(headers)["etag"]}
     wanted = parse_range(exchange.headers.get("range") if matches else None, size)
     start, length = wanted or (0, size)
     if wanted is not None:
         headers = [*headers, ("content-range", f"bytes {start}-{start + length - 1}/{size}")]
-    await exchange.start(206 if wanted is not None else 200, [*headers, ("content-length", str(length))])
-    if exchange.method == "GET" and length:
-        if whole is not None:
+    headers = [*headers, ("content-length", str(length))]
+    status = 206 if wanted is not None else 200
+    if exchange.method != "GET" or whole is not None or not length:
+        await exchange.start(status, headers)
+        if exchange.method == "GET" and whole is not None:
             await exchange.send(whole[start : start + length])
-        else:
-            async with services.store.stream(key, offset + start, length) as pieces:
-                async for piece in pieces:
-                    await exchange.send(piece)
+    else:
+        async with services.store.stream(key, offset + start, length) as pieces:  # opened before anything is said
+            await exchange.start(status, headers)
+            held, proving = b"", proof if wanted is None else None
+            async for piece in pieces:
+                if held:
+                    await exchange.send(held)
+                held = piece  # the last one goes out when the whole is known to be right
+                if proving is not None:
+                    proving.update(piece)
+            if proving is not None:
+                proving.check()
+            await exchange.send(held)
     await exchange.finish()

@@ -13,6 +13,7 @@ from museworkd.http.uploads import Uploads
 from storage.environment import Environment
 from storage.index import Index
 from storage.object_store import ObjectStore
+from storage.slots import Slots
 from wire.limits import Limits
 
 
@@ -26,6 +27,8 @@ class HttpServices:
     supervisor: Supervisor
     push: PushServices
     fetch: FetchServices
+    large_bodies: Slots
+    """For control bodies that are not small, of all connections together."""
     signer: UrlSigner
     uploads: Uploads
     limits: Limits

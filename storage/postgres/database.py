@@ -10,6 +10,9 @@ idempotent.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
 import threading
 import time
 from collections import deque
@@ -37,6 +40,10 @@ RECONNECT_S = 1.0
 """How long the pool keeps at a lost connection, with growing pauses; then whoever waits for one makes it try anew."""
 CONNECT_TIMEOUT_S = 10
 CANCEL_RETRY_S = 0.2
+CANCEL_ANSWER_S = 10.0
+"""How long a cancelled transaction may take to end before its connection is given up."""
+ANSWER_GRACE_S = 30.0
+"""How long after a statement's own time limit a server that says nothing counts as gone."""
 KEEPALIVE_S = 30
 _HOLD_SAMPLES = 10_000
 _CANCEL_TIMEOUT_S = 2.0
@@ -148,13 +155,15 @@ class Database:
     async def _run_once(self, function: Callable[..., T], arguments: tuple[object, ...]) -> T:
         job = _Job(self._pool, function, arguments)
         async with self._slots, trio.open_nursery() as nursery:  # waiting in line can be cancelled freely
-            nursery.start_soon(_cancel_with_caller, job)
+            nursery.start_soon(_watch, job, self._settings.statement_timeout_s + ANSWER_GRACE_S)
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(job.run, limiter=self._threads)
                 job.done.set()
         self._transactions += 1
         self._holds.append(job.held_s)
         self._hold_max = max(self._hold_max, job.held_s)
+        if job.hung_up:
+            raise IndexUnavailable("the database server does not answer any more")
         return job.result()
 
 
@@ -170,6 +179,7 @@ class _Job(Generic[T]):
         self._lock = threading.Lock()
         self._outcome: outcome.Outcome[T] | None = None
         self.done = trio.Event()
+        self.hung_up = False
         self.held_s = 0.0
 
     def result(self) -> T:
@@ -206,6 +216,15 @@ class _Job(Generic[T]):
             if self._active is not None:
                 self._active.cancel_safe(timeout=_CANCEL_TIMEOUT_S)
 
+    def hang_up(self) -> None:
+        """End the conversation from our side: whoever waits for an answer learns that none will come."""
+        with self._lock:
+            if self._active is None or self._active.closed:
+                return
+            self.hung_up = True
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._active.fileno())) as line:
+                line.shutdown(socket.SHUT_RDWR)
+
     def _transact(self, connection: Connection) -> T:
         with self._lock:
             if self._unwanted:
@@ -226,11 +245,15 @@ class _Job(Generic[T]):
                 self._active = None
 
 
-async def _cancel_with_caller(job: _Job[T]) -> None:
+async def _watch(job: _Job[T], answer_s: float) -> None:
+    """Cancel with the caller, and hang up on a server that keeps no time limit of its own any more."""
     try:
-        await job.done.wait()
+        with trio.move_on_after(answer_s):
+            await job.done.wait()
+        job.hang_up()
     except trio.Cancelled:
         with trio.CancelScope(shield=True):
+            hang_up_at = trio.current_time() + CANCEL_ANSWER_S
             while not job.done.is_set():
                 try:
                     await trio.to_thread.run_sync(job.cancel)
@@ -238,6 +261,8 @@ async def _cancel_with_caller(job: _Job[T]) -> None:
                     pass  # no second connection to be had: the statement timeout ends it
                 with trio.move_on_after(CANCEL_RETRY_S):
                     await job.done.wait()
+                if trio.current_time() > hang_up_at:
+                    job.hang_up()
         raise
 
 

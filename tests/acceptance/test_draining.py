@@ -67,6 +67,34 @@ async def test_a_second_signal_stops_at_once(story) -> None:
     assert await trio.to_thread.run_sync(running.process.wait, 15) == 0
 
 
+async def test_an_upload_that_outlasts_the_drain_is_cut_and_the_daemon_ends_well(
+    tmp_path: Path, database_url: str
+) -> None:
+    running = start_daemon(tmp_path / "data", database_url, "server.drain_s=0.5")
+    options = ["--data-dir", str(tmp_path / "data"), "--database-url", database_url]
+    museworkd("repo", "create", "ada/x", *options)
+    remote = Remote(f"{running.url}/ada/x", museworkd("token", "create", "ada", *options).stdout.strip())
+    body = random_history(5).frames()
+    answering = trio.Event()
+
+    class Endless:
+        async def __aiter__(self):
+            yield body[: len(body) // 2]
+            await answering.wait()
+            running.process.send_signal(signal.SIGTERM)
+            await trio.sleep_forever()
+            yield b""
+
+    try:
+        with pytest.raises(TransferError):
+            await push_pieces(remote, Endless(), answering=answering)
+        assert await trio.to_thread.run_sync(running.process.wait, 15) == 0
+        assert "Traceback" not in running.log.read_text()
+    finally:
+        if running.process.poll() is None:
+            running.kill()
+
+
 async def refused_connection(remote: Remote) -> None:
     """Wait until the daemon accepts nobody any more."""
     async with httpx.AsyncClient() as client:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -522,6 +524,35 @@ def own_server(postgres_home: Path) -> Iterator[EmbeddedPostgres]:
     server.start()
     yield server
     server.stop()
+
+
+async def test_a_server_that_says_nothing_any_more_is_hung_up_on(
+    own_server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped machine keeps no time limits: who waits for it, or was cancelled meanwhile, goes on all the same."""
+    monkeypatch.setattr(database_module, "ANSWER_GRACE_S", 0.5)
+    monkeypatch.setattr(database_module, "CANCEL_ANSWER_S", 0.1)
+    monkeypatch.setattr(database_module, "_CANCEL_TIMEOUT_S", 0.1)
+    settings = DatabaseSettings(own_server.conninfo, pool_size=2, statement_timeout_s=1.0)
+    async with opened(settings) as database:
+        backends: list[int] = []
+
+        def stopped(connection: Connection) -> None:
+            pid = connection.info.backend_pid
+            os.kill(pid, signal.SIGSTOP)
+            backends.append(pid)
+            connection.execute("SELECT 1")
+
+        try:
+            with trio.fail_after(20), pytest.raises(IndexUnavailable, match="does not answer"):
+                await database.run(stopped)
+            with trio.fail_after(20), trio.move_on_after(0.1) as scope:
+                await database.run(stopped)
+            assert scope.cancelled_caught
+        finally:
+            for pid in backends:
+                os.kill(pid, signal.SIGCONT)
+        assert await database.run(one) == 1
 
 
 async def test_a_killed_server_is_unavailable_until_it_is_back_and_has_what_was_acknowledged(

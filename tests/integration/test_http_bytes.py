@@ -294,3 +294,29 @@ async def test_R8_a_damaged_blob_is_an_error_and_not_wrong_bytes(tmp_path):
         assert (answer.status, answer.error) == (503, "store_damaged")
         answer = await fetch(server, [history.head])
         assert (answer.status, answer.error) == (503, "store_damaged")
+
+
+SIZES_BEYOND_MEMORY = [300_000, 3 * MIB + 5]
+
+
+@pytest.mark.parametrize("size", SIZES_BEYOND_MEMORY)
+async def test_F3_damage_of_a_large_blob_is_noticed_before_its_end(tmp_path, size):
+    faults: list[Fault] = []
+    store = FaultyStore(MemoryStore(), lambda call: faults[0] if faults and call.operation == "stream" else None)
+    async with serving(MemoryIndex(), store, tmp_path) as server:
+        history = Push()
+        history.commit({"large": random.Random(size).randbytes(size)})
+        await with_history(server, history)
+        (blob,) = history.blobs
+        target = f"/alice/x/o/{blob}"
+        good = await ask(server, "GET", target, token="alice")
+        assert (good.status, good.complete, good.body) == (200, True, history.blobs[blob])
+        part = await ask(server, "GET", target, token="alice", headers={"range": f"bytes=5-{size - 2}"})
+        assert (part.status, part.body) == (206, history.blobs[blob][5:-1])
+        for fault in (Fault(flip=True), Fault(cut=True)):
+            faults[:] = [fault]
+            damaged = await ask(server, "GET", target, token="alice")
+            assert damaged.status == 503 or not damaged.complete
+            part = await ask(server, "GET", target, token="alice", headers={"range": f"bytes=5-{size - 2}"})
+            assert (part.status, part.error) == (503, "store_damaged")
+            faults.clear()

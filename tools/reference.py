@@ -111,6 +111,7 @@ def commands_page() -> str:
         "| exit code | meaning |\n|---|---|\n| 0 | done |\n| 1 | refused or wrong, yours to mend |\n"
         "| 2 | wrong usage |\n| 3 | damaged, unreachable or cut |\n| 4 | wrong configuration or schema |\n"
         "| 130 | interrupted |\n"
+        "| 143 | terminated |\n"
     )
     context = click.Context(main, info_name="museworkd")
     for path, command in walk(context, main):

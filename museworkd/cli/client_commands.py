@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from museworkd.cli.common import EXIT_INTEGRITY, emit, guarded, run, say
+from museworkd.cli.common import EXIT_INTEGRITY, EXIT_USER, emit, guarded_client, run, say
 from museworkd.client.checkout import checkout
 from museworkd.client.errors import ClientError
 from museworkd.client.fetch import clone, fetch
@@ -50,9 +50,12 @@ def _directory_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path))
 @_common
-@guarded
+@guarded_client
 def import_command(source: Path, target: Path, quiet: bool, as_json: bool) -> None:
-    """Import a git repository or bundle SOURCE into a new Muse repository TARGET."""
+    """Import a git repository or bundle SOURCE into a new Muse repository TARGET.
+
+    TARGET becomes a repository when everything is in it. Tags are kept there and are not pushed.
+    """
     with LocalRepository.fresh(target) as repository:
         report: ImportReport = run(import_git, source, repository, meter_for(quiet=quiet))
     for line in _import_notes(report):
@@ -60,10 +63,7 @@ def import_command(source: Path, target: Path, quiet: bool, as_json: bool) -> No
     emit(
         dataclasses.asdict(report),
         as_json,
-        lambda: (
-            f"imported {report.commits} commits, {report.snapshots} snapshots, {report.blobs} blobs "
-            f"({report.blob_bytes / 1e6:.1f} MB), branches: {', '.join(report.branches)}"
-        ),
+        lambda: _import_line(report),
     )
 
 
@@ -77,12 +77,16 @@ def import_command(source: Path, target: Path, quiet: bool, as_json: bool) -> No
 @_token_option
 @_directory_option
 @_common
-@guarded
+@guarded_client
 def push_command(
     remote: str, branches: tuple[str, ...], all_branches: bool, force: bool, expect: str | None, set_remote: bool,
     token: str | None, directory: Path, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Push branches to REMOTE, a URL or the name of a remote."""
+    """Push branches to REMOTE, a URL or the name of a remote. Tags stay here."""
+    if all_branches and branches:
+        raise click.UsageError("--all and --branch exclude each other")
+    if expect is not None and (all_branches or len(branches) > 1):
+        raise click.UsageError("--expect is about one branch; push the branches one by one")
     reports: list[PushReport] = []
     with LocalRepository.find(directory) as repository:
         where = _remote(repository, remote, token)
@@ -117,11 +121,15 @@ async def _push_one(
 @click.option("--no-checkout", is_flag=True, help="Do not write the files of the default branch.")
 @_token_option
 @_common
-@guarded
+@guarded_client
 def clone_command(
     url: str, target: Path | None, depth: int | None, no_checkout: bool, token: str | None, quiet: bool, as_json: bool
 ) -> None:
-    """Clone the repository at URL into TARGET; exit code 3 when it is not whole."""
+    """Clone the repository at URL into TARGET; exit code 3 when it is not whole.
+
+    Every path is written as a plain file: a symbolic link of git's as a file that holds its target, an executable
+    without its mode. Both are kept in commit metadata.
+    """
     remote = Remote(url, token)
     target = target or Path(urlsplit(url).path.rstrip("/").rpartition("/")[2])
     meter = meter_for(quiet=quiet)
@@ -135,27 +143,33 @@ def clone_command(
         return report, files
 
     report, files = run(inside)
+    if not report.branches:
+        say("note: the repository is empty")
     emit(
         {**dataclasses.asdict(report), "files": files, "target": str(target)},
         as_json,
         lambda: (
-            f"cloned {report.commits} commits and {report.blobs} blobs ({report.received_bytes / 1e6:.1f} MB) "
-            f"into {target}, {files} files checked out"
+            f"cloned {_many(report.commits, 'commit')} and {_many(report.blobs, 'blob')} "
+            f"({report.received_bytes / 1e6:.1f} MB) into {target}, {_many(files, 'file')} checked out"
+            + (f"; shallow, {_many(report.shallow, 'commit')} without parents" if report.shallow else "")
         ),
     )
 
 
 @click.command("fetch")
 @click.argument("remote", default="origin")
-@click.option("--depth", type=click.IntRange(min=1))
+@click.option("--depth", type=click.IntRange(min=1), help="No more than the newest commits of each branch.")
 @_token_option
 @_directory_option
 @_common
-@guarded
+@guarded_client
 def fetch_command(
     remote: str, depth: int | None, token: str | None, directory: Path, quiet: bool, as_json: bool
 ) -> None:
-    """Bring what REMOTE has and this repository lacks; local branches stay where they are."""
+    """Bring what REMOTE has and this repository lacks; local branches stay where they are.
+
+    A shallow repository gets the rest of its history, or as much of it as --depth says.
+    """
     with LocalRepository.find(directory) as repository:
         where = _remote(repository, remote, token)
 
@@ -167,7 +181,7 @@ def fetch_command(
         dataclasses.asdict(report),
         as_json,
         lambda: (
-            f"fetched {report.commits} commits and {report.blobs} blobs"
+            f"fetched {_many(report.commits, 'commit')} and {_many(report.blobs, 'blob')}"
             + "".join(f"\n  {branch} → {head}" for branch, head in report.branches.items())
         ),
     )
@@ -177,9 +191,13 @@ def fetch_command(
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False), default=Path())
 @click.option("--git", "source", type=click.Path(path_type=Path), help="Compare with this git repository or bundle.")
 @_common
-@guarded
+@guarded_client
 def verify_command(directory: Path, source: Path | None, quiet: bool, as_json: bool) -> None:
-    """Prove every byte of a local repository; exit code 3 when anything is wrong."""
+    """Prove every byte of a local repository, and compare the files that were checked out.
+
+    Exit code 3 when anything of the repository is wrong; 1 when only the work tree differs from the commit it was
+    checked out from, which is no damage: the files are yours to change.
+    """
     meter = meter_for(quiet=quiet)
     with LocalRepository.find(directory) as repository:
         report: VerifyReport = run(verify, repository, meter)
@@ -190,9 +208,13 @@ def verify_command(directory: Path, source: Path | None, quiet: bool, as_json: b
             report.problem_count += compared.problem_count
     for problem in report.problems:
         say(f"problem: {problem}")
+    for change in report.work_tree_changes:
+        say(f"work tree differs: {change}")
     emit(dataclasses.asdict(report), as_json, lambda: _verify_line(report, source))
     if report.problem_count:
         raise SystemExit(EXIT_INTEGRITY)
+    if report.work_tree_change_count:
+        raise SystemExit(EXIT_USER)
 
 
 def _remote(repository: LocalRepository, named: str, token: str | None) -> Remote:
@@ -211,30 +233,61 @@ def _parse_expected(repository: LocalRepository, text: str) -> bytes:
         raise ClientError(refusal.detail) from refusal
 
 
+def _many(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
+def _examples(paths: list[str], count: int) -> str:
+    return f": {', '.join(paths)}{', …' if count > len(paths) else ''}" if paths else ""
+
+
+def _import_line(report: ImportReport) -> str:
+    extra = f" and {report.octopus_commits} made of octopus merges" if report.octopus_commits else ""
+    line = (
+        f"imported {_many(report.commits, 'commit')}{extra}, {_many(report.snapshots, 'snapshot')}, "
+        f"{_many(report.blobs, 'blob')} ({report.blob_bytes / 1e6:.1f} MB), "
+        f"{'branch' if len(report.branches) == 1 else 'branches'}: {', '.join(report.branches)}"
+    )
+    return line + (f"; {_many(report.tags, 'tag')}, kept here: tags are not pushed" if report.tags else "")
+
+
 def _import_notes(report: ImportReport) -> list[str]:
-    notes = {
-        "files are executable: the mode is kept in commit metadata": report.executables,
-        "symbolic links: the target is the content, the mode is kept in commit metadata": report.symlinks,
-        "submodule changes: kept in commit metadata": report.submodules,
-        "paths had to be escaped: the original is kept in commit metadata": report.escaped_paths,
-        "paths are not portable: push to a repository made with --relaxed-paths": report.unportable_paths,
-        "octopus merges became chains of merges": report.octopus_merges,
-        "commits are on no branch, only below tags: tags are kept here and not pushed": report.only_tagged_commits,
-    }
-    lines = [f"{count} {text}" for text, count in notes.items() if count]
-    return lines + [f"branch left out: {reason}" for reason in report.skipped_refs]
+    escaped = _examples(report.escaped_examples, report.escaped_paths)
+    unportable = _examples([ascii(path) for path in report.unportable_examples], report.unportable_paths)
+    notes = [
+        (report.executables, "executable file", "the mode is kept in commit metadata; a checkout writes plain files"),
+        (report.symlinks, "symbolic link", "a checkout writes a plain file that holds the target; the mode is kept in "
+         "commit metadata"),
+        (report.submodules, "submodule change", "kept in commit metadata"),
+        (report.escaped_paths, "path", f"had to be escaped, the original is kept in commit metadata{escaped}"),
+        (report.unportable_paths, "path",
+         f"not portable, push to a repository made with --relaxed-paths{unportable}"),
+        (report.octopus_merges, "octopus merge", f"made a chain of merges of two; {report.octopus_commits} more "
+         "commits here than in git"),
+        (report.only_tagged_commits, "commit", "on no branch, only below tags: kept here and not pushed"),
+    ]  # fmt: skip
+    lines = [f"{_many(count, thing)}: {text}" for count, thing, text in notes if count]
+    return lines + [f"left out: {reason}" for reason in report.skipped_refs]
 
 
 def _push_line(report: PushReport) -> str:
     if report.up_to_date:
         return f"{report.branch}: up to date at {report.head}"
     return (
-        f"{report.branch} → {report.head}: {report.commits} commits, {report.blobs} blobs, "
+        f"{report.branch} → {report.head}: {_many(report.commits, 'commit')}, {_many(report.blobs, 'blob')}, "
         f"{report.sent_bytes / 1e6:.1f} MB sent"
     )
 
 
 def _verify_line(report: VerifyReport, source: Path | None) -> str:
-    compared = f", {report.git_files} files of {report.git_commits} commits compared with git" if source else ""
-    ending = f"{report.problem_count} problems" if report.problem_count else "all sound"
-    return f"{report.commits} commits, {report.snapshots} snapshots, {report.blobs} blobs{compared}: {ending}"
+    line = f"{_many(report.commits, 'commit')}, {_many(report.snapshots, 'snapshot')}, {_many(report.blobs, 'blob')}"
+    if report.shallow:
+        line += f", shallow: {_many(report.shallow, 'commit')} without parents"
+    if source:
+        line += f", {_many(report.git_files, 'file')} of {_many(report.git_commits, 'commit')} compared with git"
+    ending = _many(report.problem_count, "problem") if report.problem_count else "all sound"
+    if report.work_tree_change_count:
+        ending += f"; the work tree differs in {_many(report.work_tree_change_count, 'path')}"
+    elif report.work_tree_files:
+        ending += f"; {_many(report.work_tree_files, 'file')} of the work tree as checked out"
+    return f"{line}: {ending}"

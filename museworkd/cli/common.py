@@ -15,6 +15,7 @@ import trio
 from rich.console import Console
 from rich.table import Table
 
+from museworkd.cli.endings import end_in_order, exit_by_signal
 from museworkd.client.errors import ClientError
 from museworkd.config import Config, ConfigError, Setting, load
 from storage.errors import IndexUnavailable, SchemaMismatch, StorageError
@@ -50,12 +51,21 @@ def run(function: Callable[..., Any], *arguments: object) -> Any:
 
 def guarded(function: Callable[P, T]) -> Callable[P, T]:
     """Give a synchronous command the same endings as :func:`run`."""
+    return _guarded(function, terminate=False)
 
+
+def guarded_client(function: Callable[P, T]) -> Callable[P, T]:
+    """Guard a user's command, which ends by SIGTERM as it does by Ctrl-C: nothing half-made is left behind."""
+    return _guarded(function, terminate=True)
+
+
+def _guarded(function: Callable[P, T], *, terminate: bool) -> Callable[P, T]:
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
+            end_in_order(terminate=terminate)
             return function(*args, **kwargs)
-        except (ClientError, ConfigError, Refusal, StorageError, OSError) as error:
+        except (ClientError, ConfigError, Refusal, StorageError, OSError, KeyboardInterrupt) as error:
             _fail(error)
             raise AssertionError from None
 
@@ -133,6 +143,8 @@ def load_config(
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    if group.subgroup(KeyboardInterrupt) is not None:  # what else failed did so because of it
+        return KeyboardInterrupt()
     for error in group.exceptions:
         return _first(error) if isinstance(error, BaseExceptionGroup) else error
     return group
@@ -141,8 +153,7 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 def _fail(error: BaseException) -> None:
     match error:
         case KeyboardInterrupt():
-            say("interrupted")
-            sys.exit(130)
+            exit_by_signal()
         case ClientError():
             say(f"error: {error}")
             sys.exit(error.exit_code)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from museworkd.cli.endings import end_at_once, exit_by_signal, signals_of_a_program
+
+if __name__ == "__main__":
+    end_at_once()
+
 import importlib
+from typing import Any
 
 import click
 
@@ -22,6 +28,22 @@ _COMMANDS = {
 
 
 class _Commands(click.Group):
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run as a program: a signal ends it with its own exit code at any moment."""
+        with signals_of_a_program():
+            return super().main(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; a Ctrl-C at a question counts as one, too."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            exit_by_signal()
+        except click.Abort as aborted:
+            if isinstance(aborted.__context__, KeyboardInterrupt):
+                exit_by_signal()
+            raise
+
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's
         return list(_COMMANDS)
 
@@ -37,7 +59,7 @@ class _Commands(click.Group):
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done; 1 refused or wrong, yours to mend; 2 wrong usage; 3 damaged, unreachable or cut; "
-    "4 wrong configuration or schema; 130 interrupted.",
+    "4 wrong configuration or schema; 130 interrupted; 143 terminated.",
 )
 @click.version_option(package_name="museworkd")
 def main() -> None:

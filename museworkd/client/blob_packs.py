@@ -1,4 +1,4 @@
-"""A local repository's blobs: pack files with an index beside each."""
+"""A local repository's blobs: pack files; where a blob lies in one is in the repository's index."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from wire.pack import (
     PackReader,
     pack_header,
     record_header,
-    write_index,
 )
 
 PACK_BYTES = 256 * 1024 * 1024
@@ -67,7 +66,7 @@ class PackBuilder:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        return keep_pack(self._directory, self._path, whole.digest(), self.entries)
+        return keep_pack(self._directory, self._path, whole.digest())
 
     def abandon(self) -> None:
         """Throw the pack away."""
@@ -75,13 +74,8 @@ class PackBuilder:
         self._path.unlink(missing_ok=True)
 
 
-def keep_pack(directory: Path, path: Path, pack_id: bytes, entries: Iterable[IndexEntry]) -> bytes:
-    """Give a complete, durable pack file its name, its index first."""
-    index = directory / f"{pack_id.hex()}.idx"
-    with index.open("wb") as file:
-        file.write(write_index(entries))
-        file.flush()
-        os.fsync(file.fileno())
+def keep_pack(directory: Path, path: Path, pack_id: bytes) -> bytes:
+    """Give a complete, durable pack file its name."""
     path.replace(directory / f"{pack_id.hex()}.mpack")
     sync_directory(directory)
     return pack_id
@@ -117,8 +111,8 @@ class PackFiles:
         if hasher.digest() != place.object_id:
             raise IntegrityError(f"blob {place.object_id.hex()} is damaged in pack {_name(place)}")
 
-    def check(self, pack_id: bytes) -> Iterator[bytes]:
-        """Read a whole pack, prove every blob and the footer; gives the blobs' ids."""
+    def check(self, pack_id: bytes) -> Iterator[IndexEntry]:
+        """Read a whole pack, prove every blob and the footer; gives where each blob lies."""
         reader = PackReader()
         hasher = hashlib.sha256()
         current: PackObjectBegin | None = None
@@ -138,7 +132,7 @@ class PackFiles:
                                 assert current is not None
                                 if hasher.digest() != current.object_id:
                                     raise IntegrityError(f"blob {current.object_id.hex()} is damaged in {path}")
-                                yield current.object_id
+                                yield IndexEntry(current.object_id, current.offset, current.size)
                             case PackEnd():
                                 pass
                     if not data:

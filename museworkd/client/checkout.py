@@ -24,7 +24,10 @@ async def manifest_of(repository: LocalRepository, snapshot_id: bytes) -> Manife
     chain = await repository.index.snapshot_chain(repository.scheme, snapshot_id)
     if not chain:
         raise IntegrityError(f"snapshot {snapshot_id.hex()} is missing here")
-    return build_manifest(chain, PathPolicy.RELAXED)
+    manifest = build_manifest(chain, PathPolicy.RELAXED)
+    if manifest.snapshot_id(repository.scheme) != snapshot_id:
+        raise IntegrityError(f"snapshot {snapshot_id.hex()} is damaged here")
+    return manifest
 
 
 async def checkout(repository: LocalRepository, meter: Meter) -> int:
@@ -40,6 +43,7 @@ async def checkout(repository: LocalRepository, meter: Meter) -> int:
     if facts is None:
         raise IntegrityError(f"commit {format_id(head, repository.scheme)} is missing here")
     manifest = await manifest_of(repository, facts.snapshot_id)
+    repository.set_checked_out(head)
     with meter.phase("Checking out", len(manifest)) as phase:
         for path, blob_id in manifest.items():
             if path_problem(path, PathPolicy.RELAXED) is not None:

@@ -12,7 +12,7 @@ from museworkd.client.blob_packs import PackBuilder, keep_pack
 from museworkd.client.errors import ClientError, IntegrityError, TransferError
 from museworkd.client.ingest import CLIENT_LIMITS, HistoryIntake
 from museworkd.client.progress import Meter, Phase
-from museworkd.client.repository import LocalRepository
+from museworkd.client.repository import LocalRepository, is_vacant
 from museworkd.client.transport import Api, Remote, download
 from wire.errors import Refusal
 from wire.ids import Kind, Scheme, format_id, hash_bytes, hasher_for, parse_id
@@ -36,14 +36,20 @@ class FetchReport:
     """Remote branch → head, for those that changed."""
     default_branch: str = "main"
     commits: int = 0
+    """Commits that were not here before."""
     blobs: int = 0
     received_bytes: int = 0
+    shallow: int = 0
+    """Commits whose parents are not here, afterwards."""
 
 
 async def fetch(
     repository: LocalRepository, remote: Remote, meter: Meter, *, name: str = "origin", depth: int | None = None
 ) -> FetchReport:
     """Bring everything the remote's branches have and this repository lacks.
+
+    A shallow repository lacks what lies beyond its cut: without ``depth`` all of that is brought, with it so much that
+    each branch has its newest ``depth`` commits.
 
     Raises:
         ClientError: refused. TransferError: the connection was lost. IntegrityError: what came is not whole.
@@ -53,9 +59,9 @@ async def fetch(
         refs = await api.get("refs")
         heads = _branch_heads(refs, repository.scheme)
         report.default_branch = str(refs.get("default_branch", "main"))
-        wanted = list(dict.fromkeys(head for head in heads.values() if not repository.index.has_commit(head)))
+        wanted = list(dict.fromkeys(head for head in heads.values() if _lacks(repository, head, depth)))
         if wanted:
-            have = _newest(repository)
+            have = _whole(repository) if repository.index.shallow() else _newest(repository)
             body: dict[str, object] = {
                 "want": [format_id(i, repository.scheme) for i in wanted],
                 "have": [format_id(i, repository.scheme) for i in have],
@@ -69,6 +75,7 @@ async def fetch(
     for head in heads.values():
         if not repository.index.has_commit(head):
             raise IntegrityError(f"the server did not send commit {format_id(head, repository.scheme)}")
+    report.shallow = len(repository.index.shallow())
     known = repository.remote_branches(name)
     for branch, head in heads.items():
         if known.get(branch) != head:
@@ -85,8 +92,8 @@ async def clone(remote: Remote, target: Path, meter: Meter, *, depth: int | None
     Raises:
         ClientError: the target is not empty, or the server refuses.
     """
-    if target.exists() and any(target.iterdir()):
-        raise ClientError(f"{target} exists and is not empty")
+    if not is_vacant(target):
+        raise ClientError(f"{target} exists and is not {'empty' if target.is_dir() else 'a directory'}")
     async with Api(remote) as api:
         refs = await api.get("refs")
     with LocalRepository.fresh(target, str(refs.get("domain", "code"))) as repository:
@@ -175,12 +182,16 @@ class _Intake:
             for event in self._events():
                 if isinstance(event, MPackRecord):
                     await self._record(event)
-            pack_id = self._keep_blobs()
+            self._report.blobs = sum(index.place(blob_id) is None for blob_id in self._new)
+            pack_id = self._keep_blobs() if self._report.blobs else None
             if pack_id is not None:
                 index.add_pack(pack_id, ((e.object_id, e.offset, e.size) for e in self._entries))
+            elif self._inflated is not None:
+                self._inflated.abandon()
             index.set_shallow(self._shallow)
             self._history.write()
-        self._report.blobs = len(self._entries)
+            if index.shallow():
+                index.deepen()
 
     def _events(self) -> Iterator[object]:
         reader = MPackReader(CLIENT_LIMITS)
@@ -241,7 +252,7 @@ class _Intake:
             case Section.COMMITS:
                 commit = parse_commit(event.record, self._scheme, CLIENT_LIMITS)
                 self._history.commit(commit, shallow=commit.commit_id in self._shallow)
-                self._report.commits += 1
+                self._report.commits += not self._repository.index.has_commit(commit.commit_id)
                 self._phase.advance()
             case _:
                 tag = parse_tag(event.record, self._scheme, CLIENT_LIMITS)
@@ -269,7 +280,7 @@ class _Intake:
                 left -= len(piece)
             target.flush()
             os.fsync(target.fileno())
-        return keep_pack(self._repository.packs, path, whole.digest(), self._entries)
+        return keep_pack(self._repository.packs, path, whole.digest())
 
 
 def _branch_heads(refs: Mapping[str, object], scheme: Scheme) -> dict[str, bytes]:
@@ -280,6 +291,31 @@ def _branch_heads(refs: Mapping[str, object], scheme: Scheme) -> dict[str, bytes
         return {check_branch_name(name): parse_id(head, scheme) for name, head in heads.items()}
     except Refusal as refusal:
         raise ClientError(f"this client cannot read the server's repository: {refusal.detail}") from refusal
+
+
+def _lacks(repository: LocalRepository, head: bytes, depth: int | None) -> bool:
+    """Tell whether a branch's history is not here, or not as deep as is asked for."""
+    index = repository.index
+    if not index.has_commit(head):
+        return True
+    shallow = index.shallow()
+    if not shallow:
+        return False
+    seen, waiting, cut = {head}, [head], False
+    while waiting:
+        commit_id = waiting.pop()
+        cut = cut or commit_id in shallow
+        facts = index.facts(commit_id)
+        for parent in facts.parents if facts is not None else ():
+            if parent not in seen:
+                seen.add(parent)
+                waiting.append(parent)
+    return cut and (depth is None or len(seen) < depth)
+
+
+def _whole(repository: LocalRepository) -> list[bytes]:
+    """Offer only commits whose whole history is here: the server leaves out what lies below an offered one."""
+    return repository.index.whole_commits()[-HAVE_MOST:]
 
 
 def _newest(repository: LocalRepository) -> list[bytes]:

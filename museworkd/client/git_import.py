@@ -9,6 +9,8 @@ What Muse has no place for goes to commit ``metadata``, as changes against the f
 * ``git.paths``: JSON of Muse path → git path in base64, where the two differ.
 
 A merge of more than two parents becomes a chain of merges of two, marked ``git.octopus``.
+
+Two git paths never become one (``git_paths``); a tree that names one path twice is refused.
 """
 
 from __future__ import annotations
@@ -36,6 +38,10 @@ from wire.records import SnapshotDelta, commit_text, parse_commit
 PLAIN_MODE = "100644"
 _SPOOLED_FROM_BYTES = 16 * 1024 * 1024
 _WRITE_EVERY = 1_000
+_PREFERRED_BRANCHES = ("main", "master")
+"""Where HEAD is on no branch."""
+EXAMPLES = 3
+"""Paths named in a note."""
 _IDENTITY = re.compile(rb"(?P<who>.*) (?P<seconds>-?\d+) (?P<zone>[+-]\d{4})")
 SCHEMA_VERSION = 1
 FORMAT_VERSION = 7
@@ -47,6 +53,9 @@ class ImportReport:
     """What an import brought, and what of git it could only note."""
 
     commits: int = 0
+    """Git's commits."""
+    octopus_commits: int = 0
+    """Commits made beside git's, because a Muse commit has at most two parents."""
     snapshots: int = 0
     blobs: int = 0
     blob_bytes: int = 0
@@ -57,7 +66,10 @@ class ImportReport:
     symlinks: int = 0
     submodules: int = 0
     escaped_paths: int = 0
+    escaped_examples: list[str] = field(default_factory=list)
+    """The first few git paths of those, non-UTF-8 bytes escaped."""
     unportable_paths: int = 0
+    unportable_examples: list[str] = field(default_factory=list)
     octopus_merges: int = 0
     skipped_refs: list[str] = field(default_factory=list)
 
@@ -84,6 +96,7 @@ class _Importer:
         self._commits: dict[str, tuple[bytes, bytes]] = {}
         """git id → Muse commit id, snapshot id."""
         self._paths: dict[bytes, str] = {}
+        self._origins: dict[str, bytes] = {}
         self._modes: dict[str, str] = {}
         self._submodules: set[str] = set()
         self._branch = ""
@@ -92,8 +105,7 @@ class _Importer:
         branches, tags = self._git.branches(), self._git.tags()
         if not branches:
             raise ClientError("the git repository has no commits on any branch")
-        head = self._git.head_branch()
-        self._branch = head if head in branches else next(iter(sorted(branches)))
+        self._branch = self._choose_head(branches)
         history = self._git.commits([*branches.values(), *tags.values()])
         on_branches = {sha for sha, _ in self._git.commits(list(branches.values()))}
         self._report.only_tagged_commits = len(history) - len(on_branches)
@@ -110,8 +122,23 @@ class _Importer:
         report = self._report
         report.snapshots = self._repository.index.snapshot_count()
         report.blobs = len(self._blob_ids)
-        report.unportable_paths = sum(not is_portable(path) for path in self._paths.values())
+        unportable = [path for path in self._paths.values() if not is_portable(path)]
+        report.unportable_paths = len(unportable)
+        report.unportable_examples = unportable[:EXAMPLES]
+        detached = self._git.detached_head()
+        if detached is not None and detached not in self._commits:
+            report.skipped_refs.append(f"HEAD: it is detached, and no branch or tag leads to its commit {detached}")
         return report
+
+    def _choose_head(self, branches: dict[str, str]) -> str:
+        """Give the branch the new repository is on: git's, else a usual one, else the first."""
+        usable = [name for name in sorted(branches) if _branch_problem(name) is None]
+        if not usable:
+            raise ClientError("the git repository has no branch with a name that Muse can have")
+        for name in (self._git.head_branch(), *_PREFERRED_BRANCHES):
+            if name is not None and name in usable:
+                return name
+        return usable[0]
 
     async def _take(self, history: list[tuple[str, tuple[str, ...]]], phase: Phase) -> None:
         for number, ((sha, _), changes) in enumerate(zip(history, self._git.changes(history), strict=True), 1):
@@ -143,8 +170,12 @@ class _Importer:
         modes: dict[str, str | None] = {}
         submodules: dict[str, str | None] = {}
         escaped: dict[str, str] = {}
+        seen: set[bytes] = set()
         for change in changes:
             path = self._path(change.path)
+            if change.path in seen:
+                raise ClientError(f"a git tree has the path {as_shown(change.path)} twice; see `git fsck`")
+            seen.add(change.path)
             if path.encode() != change.path:
                 escaped[path] = base64.b64encode(change.path).decode()
             if change.mode == GITLINK:
@@ -179,8 +210,15 @@ class _Importer:
     def _path(self, raw: bytes) -> str:
         path = self._paths.get(raw)
         if path is None:
-            path = self._paths[raw] = muse_path(raw)
-            self._report.escaped_paths += path.encode() != raw
+            path = muse_path(raw)
+            other = self._origins.setdefault(path, raw)
+            if other != raw:
+                raise ClientError(f"the git paths {as_shown(other)} and {as_shown(raw)} would both become {path!a}")
+            self._paths[raw] = path
+            if path.encode() != raw:
+                self._report.escaped_paths += 1
+                if len(self._report.escaped_examples) < EXAMPLES:
+                    self._report.escaped_examples.append(as_shown(raw))
         return path
 
     def _blob(self, sha: str) -> bytes:
@@ -223,6 +261,7 @@ class _Importer:
     def _octopus(self, commit: GitCommit, parents: list[bytes], snapshot_id: bytes, committed_at: str) -> list[bytes]:
         """Chain the parents of an octopus merge; gives the two parents its own commit gets."""
         self._report.octopus_merges += 1
+        self._report.octopus_commits += len(parents) - 2
         merged = parents[0]
         for other in parents[1:-1]:
             note = {"git.octopus": commit.sha}
@@ -270,10 +309,9 @@ class _Importer:
 
     def _set_refs(self, branches: dict[str, str], tags: dict[str, str]) -> None:
         for name, sha in branches.items():
-            try:
-                check_branch_name(name)
-            except Refusal as refusal:
-                self._report.skipped_refs.append(f"{name!a}: {refusal.detail}")
+            problem = _branch_problem(name)
+            if problem is not None:
+                self._report.skipped_refs.append(f"{name!a}: {problem}")
                 continue
             head = self._commits[sha][0]
             self._repository.set_branch(name, head)
@@ -284,6 +322,19 @@ class _Importer:
             )
             self._report.tags += 1
         self._repository.set_head_branch(self._branch)
+
+
+def _branch_problem(name: str) -> str | None:
+    try:
+        check_branch_name(name)
+    except Refusal as refusal:
+        return refusal.detail
+    return None
+
+
+def as_shown(raw: bytes) -> str:
+    """Write a git path for people: quoted, in ASCII, and the same for no other path."""
+    return ascii(raw.decode("utf-8", "surrogateescape"))
 
 
 def _identity_metadata(commit: GitCommit) -> dict[str, str]:

@@ -52,6 +52,14 @@ class GitReader:
         self._contents: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
+        try:
+            self._open()
+        except BaseException:
+            self._clean()
+            raise
+        return self
+
+    def _open(self) -> None:
         self._directory = self._source
         if self._source.is_file():
             self._temporary = tempfile.mkdtemp(prefix="museworkd-git-")
@@ -61,11 +69,11 @@ class GitReader:
                 capture_output=True, check=False,
             )  # fmt: skip
             if done.returncode != 0:
-                self._clean()
                 raise ClientError(f"{self._source} is not a git bundle: {_text(done.stderr)}")
         elif self._git("rev-parse", "--git-dir", check=False) is None:
             raise ClientError(f"{self._source} is not a git repository")
-        return self
+        if (self._git("rev-parse", "--is-shallow-repository", check=False) or b"").strip() == b"true":
+            raise ClientError(f"{self._source} is a shallow clone; run `git fetch --unshallow` there first")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -102,6 +110,13 @@ class GitReader:
         """Give the branch HEAD is on."""
         out = self._git("symbolic-ref", "--quiet", "HEAD", check=False)
         return out.decode().strip().removeprefix("refs/heads/") if out else None
+
+    def detached_head(self) -> str | None:
+        """Give the commit of a HEAD that is on no branch."""
+        if self.head_branch() is not None:
+            return None
+        out = self._git("rev-parse", "--verify", "--quiet", "HEAD^{commit}", check=False)
+        return out.decode("ascii").strip() if out else None
 
     def commits(self, tips: list[str]) -> list[tuple[str, tuple[str, ...]]]:
         """Give all commits reachable from ``tips`` with their parents, parents first."""

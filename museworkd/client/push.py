@@ -191,6 +191,7 @@ async def _exchange(remote: Remote, sender: _Sender, meter: Meter) -> Mapping[st
             except ClientError as error:
                 answer = error
             nursery.cancel_scope.cancel()
+        phase.note("")  # what the server said on the way is no result
     assert answer is not None
     if isinstance(answer, ClientError):
         raise answer

@@ -41,9 +41,15 @@ class Remote:
     token: str | None
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or len(parts.path.strip("/").split("/")) < 2:
-            raise ClientError(f"not a repository URL: {self.url!r}; expected http(s)://host/owner/name")
+        if "@" in self.url.partition("://")[2].partition("/")[0]:  # the URL itself is not repeated: it is a secret
+            raise ClientError("a URL must not hold a name or password; give a token in $MUSEWORKD_TOKEN")
+        try:
+            parts = urlsplit(self.url)
+            sound = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            sound = False
+        if not sound or len(parts.path.strip("/").split("/")) < 2 or not self.url.isprintable():
+            raise ClientError(f"not a repository URL: {self.url!a}; expected http(s)://host/owner/name")
 
     @property
     def headers(self) -> dict[str, str]:

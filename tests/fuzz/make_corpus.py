@@ -269,7 +269,7 @@ def records() -> dict[str, bytes]:
         "json-commit": json.dumps(typed.commits[0]).encode(), "json-delta": json.dumps(delta).encode(),
         "bare-delta": msgpack.packb({"snapshot_id": delta["snapshot_id"]}), "list": b"\x90",
         "older-delta": msgpack.packb({"snapshot_id": delta["snapshot_id"], "delta_add": {"a": muse.blob_id(b"")}}),
-        "both": changed(typed.full, delta_upsert={}), "nul": changed(commit, message="a\0b"),
+        "both": changed(typed.full, delta_upsert={}), "nul-character": changed(commit, message="a\0b"),
         "deep": changed(commit, x=deep),
         "unsafe": changed(typed.full, manifest={"../x": muse.blob_id(b"")}),
         "large-integer": b'{"message":123456789012345678901}',
@@ -294,7 +294,7 @@ def names() -> dict[str, bytes]:
         "control": ["a\x01", "\x7f"],
     }  # fmt: skip
     files = {name: "\n".join(texts).encode() for name, texts in lines.items()}
-    return files | {"not-utf8": b"a\xff\nb", "surrogate": b"\xed\xa0\x80", "nul": b"a\0b"}
+    return files | {"not-utf8": b"a\xff\nb", "surrogate": b"\xed\xa0\x80", "nul-character": b"a\0b"}
 
 
 def ids() -> dict[str, bytes]:
@@ -304,7 +304,7 @@ def ids() -> dict[str, bytes]:
         "long": text + "0", "prefix": "sha256:",
         "twice": "sha256:sha256:" + text, "other": "sha512:" + text, "space": text[:30] + "    " + text[34:],
         "line": text + "\n",
-        "fullwidth": "\uff10" * 64, "nothing": "", "nul": text[:63] + "\0",
+        "fullwidth": "\uff10" * 64, "nothing": "", "nul-character": text[:63] + "\0",
     }  # fmt: skip
     return {name: value.encode() for name, value in texts.items()} | {"not-utf8": b"\xff" * 64}
 

@@ -54,7 +54,9 @@ class Demo:
             with self.timed("import"):
                 imported = self.muse("git-import", str(self.source), str(DEMO / "work"))
             with self.timed("push"):
-                pushed = self.muse("push", f"{url}/demo/history", "--all", "-C", str(DEMO / "work"))["pushes"]
+                pushed = self.muse("push", f"{url}/demo/history", "--all", "--way", "stream", "-C", str(DEMO / "work"))[
+                    "pushes"
+                ]
             with self.timed("clone"):
                 cloned = self.muse("clone", f"{url}/demo/history", str(DEMO / "clone"))
             with self.timed("verify"):

@@ -16,7 +16,7 @@ from museworkd.client.errors import ClientError
 from museworkd.client.fetch import clone, fetch
 from museworkd.client.git_import import ImportReport, import_git
 from museworkd.client.progress import meter_for
-from museworkd.client.push import Lease, PushReport, push
+from museworkd.client.push import Lease, PushReport, Way, push
 from museworkd.client.repository import LocalRepository
 from museworkd.client.transport import Remote
 from museworkd.client.verify import VerifyReport, compare_with_git, verify
@@ -74,13 +74,20 @@ def import_command(source: Path, target: Path, quiet: bool, as_json: bool) -> No
 @click.option("--force", is_flag=True, help="Move the branch even if commits are lost there.")
 @click.option("--expect", metavar="ID|none", help="Move it only from here (force-with-lease); none: it must be new.")
 @click.option("--set-remote", is_flag=True, help="Keep the URL as the remote `origin`.")
+@click.option(
+    "--way",
+    type=click.Choice([way.value for way in Way]),
+    default=Way.AUTO.value,
+    show_default=True,
+    help="How the bytes travel: a stream of frames, one mpack file, or by what there is to send.",
+)
 @_token_option
 @_directory_option
 @_common
 @guarded_client
 def push_command(
     remote: str, branches: tuple[str, ...], all_branches: bool, force: bool, expect: str | None, set_remote: bool,
-    token: str | None, directory: Path, quiet: bool, as_json: bool,
+    way: str, token: str | None, directory: Path, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Push branches to REMOTE, a URL or the name of a remote. Tags stay here."""
     if all_branches and branches:
@@ -97,7 +104,7 @@ def push_command(
             lease = Lease(None if expect == "none" else _parse_expected(repository, expect))
         wanted = list(repository.branches()) if all_branches else list(branches) or [repository.head_branch]
         for branch in wanted:
-            report = run(_push_one, repository, where, branch, quiet, force, lease)
+            report = run(_push_one, repository, where, branch, quiet, force, lease, Way(way))
             for name, url in repository.remotes().items():
                 if url == where.url:
                     repository.set_remote_branch(name, branch, repository.branches()[branch])
@@ -109,9 +116,9 @@ def push_command(
 
 
 async def _push_one(
-    repository: LocalRepository, remote: Remote, branch: str, quiet: bool, force: bool, lease: Lease | None
+    repository: LocalRepository, remote: Remote, branch: str, quiet: bool, force: bool, lease: Lease | None, way: Way
 ) -> PushReport:
-    return await push(repository, remote, branch, meter_for(quiet=quiet), force=force, lease=lease)
+    return await push(repository, remote, branch, meter_for(quiet=quiet), force=force, lease=lease, way=way)
 
 
 @click.command("clone")

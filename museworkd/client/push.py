@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
@@ -11,15 +12,16 @@ from pathlib import Path
 
 import msgpack
 import trio
-import zstandard
 
 from actors.fetch.contents import ContentWriter
 from actors.fetch.plan import FetchPlan
 from actors.history import range_of
 from actors.spool import Spool, SpoolDirectory
+from museworkd.client.compression import Compressor
 from museworkd.client.errors import ClientError, TransferError
 from museworkd.client.ingest import CLIENT_LIMITS
 from museworkd.client.progress import Meter, Phase
+from museworkd.client.push_mpack import push_by_mpack
 from museworkd.client.repository import LocalRepository
 from museworkd.client.transport import Api, Duplex, Remote, open_duplex, printable, refusal_error, refused
 from storage.layout import Place
@@ -33,9 +35,9 @@ CHUNKED_FROM_BYTES = 4 * 1024 * 1024
 CHUNK_BYTES = 1024 * 1024
 COMMIT_FRAME_BYTES = 150 * 1024
 """Protocol §5: keep ``C`` frames below 200 KB."""
-COMPRESS_FROM_BYTES = 256
-_SAMPLE_BYTES = 4096
-_WORTH = 0.9
+MPACK_FROM_OBJECTS = 500
+MPACK_FROM_BYTES = 50 * 1000 * 1000
+"""Protocol §5, §6: from here on one file goes faster than a stream of frames."""
 _SEND_BYTES = 128 * 1024
 _FULL, _DELTA, _COMMIT = b"S", b"D", b"C"
 _LISTS = {_FULL: "snapshots", _DELTA: "snapshot_deltas", _COMMIT: "commits"}
@@ -68,6 +70,19 @@ class _Outgoing:
     def blob_bytes(self) -> int:
         return sum(place.size for place in self.blobs)
 
+    @property
+    def large(self) -> bool:
+        """Whether it is worth a file of its own."""
+        return len(self.blobs) >= MPACK_FROM_OBJECTS or self.blob_bytes >= MPACK_FROM_BYTES
+
+
+class Way(enum.Enum):
+    """How a push travels."""
+
+    AUTO = "auto"
+    STREAM = "stream"
+    MPACK = "mpack"
+
 
 @dataclass(frozen=True, slots=True)
 class Lease:
@@ -78,7 +93,7 @@ class Lease:
 
 async def push(
     repository: LocalRepository, remote: Remote, branch: str, meter: Meter, *,
-    force: bool = False, lease: Lease | None = None, push_id: uuid.UUID | None = None,
+    force: bool = False, lease: Lease | None = None, push_id: uuid.UUID | None = None, way: Way = Way.AUTO,
 ) -> PushReport:  # fmt: skip
     """Push one branch to the branch of the same name.
 
@@ -90,6 +105,7 @@ async def push(
         force: move the branch even if that loses commits there.
         lease: move it only if it is where we believe it to be.
         push_id: repeat a push under the same id.
+        way: how the bytes travel.
 
     Raises:
         ClientError: refused; ``code`` is the server's stable code.
@@ -109,17 +125,22 @@ async def push(
                 outgoing = await _prepare(repository, head, set(remote_heads.values()), spools)
                 phase.advance(len(outgoing.blobs) + outgoing.commits)
             header: dict[str, object] = {
-                "version": VERSION, "branch": branch, "head": format_id(head, scheme), "force": force,
-                "push_id": str(push_id or uuid.uuid4()), "n_objects": len(outgoing.blobs),
-                "n_commits": outgoing.commits, "n_bytes": outgoing.blob_bytes,
+                "branch": branch, "head": format_id(head, scheme), "force": force,
+                "push_id": str(push_id or uuid.uuid4()),
             }  # fmt: skip
             if lease is not None:
                 header["expected_head"] = None if lease.expected is None else format_id(lease.expected, scheme)
-            sender = _Sender(repository, outgoing, header)
-            result = await _exchange(remote, sender, meter)
-    return PushReport(
-        branch, format_id(head, scheme), False, outgoing.commits, len(outgoing.blobs), sender.sent_bytes, result
-    )
+            if way is Way.MPACK or (way is Way.AUTO and outgoing.large):
+                result, sent = await push_by_mpack(
+                    repository, remote, outgoing.blobs, outgoing.snapshots, outgoing.records, header, spools, meter
+                )
+            else:
+                counts = {
+                    "n_objects": len(outgoing.blobs), "n_commits": outgoing.commits, "n_bytes": outgoing.blob_bytes,
+                }  # fmt: skip
+                sender = _Sender(repository, outgoing, {"version": VERSION, **header, **counts})
+                result, sent = await _exchange(remote, sender, meter), sender.sent_bytes
+    return PushReport(branch, format_id(head, scheme), False, outgoing.commits, len(outgoing.blobs), sent, result)
 
 
 def _heads(refs: Mapping[str, object], repository: LocalRepository) -> dict[str, bytes]:
@@ -229,7 +250,7 @@ class _Sender:
         self.outgoing = outgoing
         self._header = header
         self._writer = FrameWriter(Grammar.PUSH)
-        self._compressor = zstandard.ZstdCompressor(level=1)
+        self._compressor = Compressor()
         self._buffer = bytearray()
         self.sent_bytes = 0
 
@@ -252,7 +273,7 @@ class _Sender:
     async def _send_object(self, duplex: Duplex, place: Place) -> None:
         named = {"object_id": format_id(place.object_id, self._repository.scheme)}
         if place.size <= CHUNKED_FROM_BYTES:
-            encoding, content = self._encode(self._repository.files.read(place))
+            encoding, content = self._compressor.encode(self._repository.files.read(place))
             await self._put(duplex, self._writer.send("O", {**named, "encoding": encoding, "content": content}))
             return
         left = place.size
@@ -260,15 +281,6 @@ class _Sender:
             left -= len(piece)
             chunk = {**named, "encoding": "raw", "seq": number, "last": not left, "content": piece}
             await self._put(duplex, self._writer.send("OC", chunk))
-
-    def _encode(self, content: bytes) -> tuple[str, bytes]:
-        """Compress where it pays: judged by a sample, so that what is compressed already costs little."""
-        if len(content) < COMPRESS_FROM_BYTES:
-            return "raw", content
-        sample = content[:_SAMPLE_BYTES]
-        if len(self._compressor.compress(sample)) > len(sample) * _WORTH:
-            return "raw", content
-        return "zstd", self._compressor.compress(content)
 
     def _record_frames(self, spool: Spool) -> Iterator[dict[str, list[bytes]]]:
         """Group records into frames; within one, full snapshots stand before the deltas that may build on them."""

@@ -27,12 +27,17 @@ def options(tmp_path: Path, database_url: str) -> list[str]:
     return ["--data-dir", str(tmp_path / "data"), "--database-url", database_url]
 
 
-def round_trip(running: Daemon, options: list[str], source: Path, work: Path) -> tuple[dict, dict, dict]:
+WAYS = ["stream", "mpack"]
+
+
+def round_trip(
+    running: Daemon, options: list[str], source: Path, work: Path, way: str = "auto"
+) -> tuple[dict, dict, dict]:
     museworkd("repo", "create", "ada/project", "--relaxed-paths", *options)
     token = museworkd("token", "create", "ada", *options).stdout.strip()
     url = f"{running.url}/ada/project"
     imported = json.loads(museworkd("git-import", str(source), str(work / "here"), "--json").stdout)
-    museworkd("push", url, "--all", "-C", str(work / "here"), token=token)
+    museworkd("push", url, "--all", "--way", way, "-C", str(work / "here"), token=token)
     cloned = json.loads(museworkd("clone", url, str(work / "there"), "--json", token=token).stdout)
     verified = json.loads(museworkd("verify", str(work / "there"), "--git", str(source), "--json").stdout)
     assert verified["problem_count"] == 0
@@ -47,20 +52,22 @@ def git_count(source: Path, work: Path) -> str:
     return git(source, "rev-list", "--count", "--branches")
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("source", BUNDLES, ids=lambda path: path.stem)
 @pytest.mark.timeout(400)
 def test_a_public_project_comes_back_byte_for_byte(
-    source: Path, running: Daemon, options: list[str], work: Path
+    source: Path, way: str, running: Daemon, options: list[str], work: Path
 ) -> None:
-    _, cloned, verified = round_trip(running, options, source, work)
+    _, cloned, verified = round_trip(running, options, source, work, way)
     assert cloned["commits"] == verified["commits"]
 
 
+@pytest.mark.parametrize("way", WAYS)
 def test_an_ordinary_repository_comes_back_byte_for_byte(
-    running: Daemon, options: list[str], work: Path, tmp_path: Path
+    way: str, running: Daemon, options: list[str], work: Path, tmp_path: Path
 ) -> None:
     source = ordinary(tmp_path / "git")
-    imported, _, _ = round_trip(running, options, source, work)
+    imported, _, _ = round_trip(running, options, source, work, way)
     assert set(imported["branches"]) == {"main", "feature/one", "Feature/Two"}
     assert imported["executables"] > 0
     assert imported["symlinks"] == 1
@@ -73,11 +80,12 @@ def test_a_bundle_is_imported_like_its_repository(
     round_trip(running, options, source, work)
 
 
+@pytest.mark.parametrize("way", WAYS)
 def test_everything_odd_that_git_allows_survives(
-    running: Daemon, options: list[str], work: Path, tmp_path: Path
+    way: str, running: Daemon, options: list[str], work: Path, tmp_path: Path
 ) -> None:
     source = strange(tmp_path / "git")
-    imported, _, _ = round_trip(running, options, source, work)
+    imported, _, _ = round_trip(running, options, source, work, way)
     assert imported["octopus_merges"] == 1
     assert imported["submodules"] == 2
     assert imported["escaped_paths"] == 5  # not UTF-8, backslash, control, .muse, drive letter

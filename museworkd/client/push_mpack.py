@@ -1,0 +1,179 @@
+"""Pushing by one file (protocol §7): built on disk, uploaded where it broke off, unpacked by the server."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import trio
+
+from actors.push.pack_file import PackFile
+from actors.spool import Spool, SpoolDirectory
+from museworkd.client.compression import Compressor
+from museworkd.client.errors import ClientError, TransferError
+from museworkd.client.progress import Meter, Phase
+from museworkd.client.repository import LocalRepository
+from museworkd.client.transport import Api, Remote, refusal_error
+from museworkd.client.uploading import upload_file
+from storage.layout import Place
+from wire.ids import Scheme, format_id
+from wire.mpack import MPackWriter, Section, record_section_head
+from wire.pack import PackWriter, pack_size
+
+POLL_EVERY_S = 1.0
+POLL_MOST_S = 3_600.0
+_PIECE_BYTES = 256 * 1024
+_WHOLE_BYTES = 4 * 1024 * 1024
+"""Contents up to this size may be compressed; larger ones are mostly compressed already."""
+
+
+@dataclass(slots=True)
+class MpackFile:
+    """A built mpack."""
+
+    path: Path
+    size: int
+    mpack_id: bytes
+    objects: int
+
+
+@dataclass(slots=True)
+class _Split:
+    """Which contents travel as they are, and those that travel compressed."""
+
+    raw: list[Place] = field(default_factory=list)
+    packed: PackFile | None = None
+
+
+async def push_by_mpack(
+    repository: LocalRepository, remote: Remote, blobs: list[Place], snapshots: Spool, commits: Spool,
+    header: Mapping[str, object], spools: SpoolDirectory, meter: Meter,
+) -> tuple[Mapping[str, object], int]:  # fmt: skip
+    """Build, upload and unpack; gives the server's result and the bytes of the file.
+
+    ``snapshots`` and ``commits`` hold framed records (see ``museworkd.client.push``); ``header`` the members of the
+    push.
+
+    Raises:
+        ClientError: refused.
+        TransferError: the connection was lost; sending again is safe and goes on where it broke off.
+    """
+    with meter.phase("Packing", len(blobs)) as phase:
+        built = await trio.to_thread.run_sync(_build, repository, blobs, snapshots, commits, spools, phase)
+    key = format_id(built.mpack_id, Scheme.TYPED)
+    async with Api(remote) as api:
+        told = await api.post("push/mpack-presign", {"mpack_key": key, "size_bytes": built.size})
+        url = told.get("upload_url")
+        with meter.phase("Uploading", built.size) as phase:
+            if isinstance(url, str):
+                await upload_file(url, built.path, built.size, phase)
+        with meter.phase("Unpacking at the server", built.objects):
+            members = {"mpack_key": key, "declared_objects_count": built.objects, **header}
+            answer: Mapping[str, object] = await api.post("push/unpack-mpack", members)
+            if answer.get("status") == "pending":
+                answer = await _polled(api, f"push/{header['push_id']}")
+    return answer, built.size
+
+
+async def _polled(api: Api, path: str) -> Mapping[str, object]:
+    give_up_at = trio.current_time() + POLL_MOST_S
+    while trio.current_time() < give_up_at:
+        answer = await api.get(path)
+        match answer.get("status"):
+            case "accepted":
+                return answer
+            case "refused" | "failed":
+                raise refusal_error(answer)
+            case "interrupted":
+                raise TransferError("the server was stopped while it unpacked; the push may be sent again")
+            case "pending":
+                await trio.sleep(POLL_EVERY_S)
+            case other:
+                raise ClientError(f"the server says nothing this client knows about its push: {other!r}")
+    raise TransferError("the server is still unpacking; ask again later by pushing again")
+
+
+def _build(
+    repository: LocalRepository, blobs: list[Place], snapshots: Spool, commits: Spool, spools: SpoolDirectory,
+    phase: Phase,
+) -> MpackFile:  # fmt: skip
+    split = _split(repository, blobs, spools, phase)
+    sections: list[tuple[Section, int]] = [(Section.OBJECTS, pack_size(place.size for place in split.raw))]
+    packed_path: Path | None = None
+    if split.packed is not None:
+        _, packed_path = split.packed.finish()
+        sections.append((Section.OBJECTS_ZSTD, packed_path.stat().st_size))
+    listed = {Section.SNAPSHOTS: snapshots, Section.COMMITS: commits}
+    counts = {section: _measure(spool) for section, spool in listed.items()}
+    sections += [(section, size) for section, (_, size) in counts.items()]
+    path = spools.new_path()
+    writer, whole = MPackWriter(sections), hashlib.sha256()
+    with path.open("wb", buffering=1024 * 1024) as file:
+
+        def put(data: bytes) -> None:
+            whole.update(data)
+            file.write(data)
+
+        put(writer.begin())
+        for piece in _raw_pack(repository, split.raw):
+            put(writer.content(piece))
+        if packed_path is not None:
+            for piece in _file_pieces(packed_path):
+                put(writer.content(piece))
+        for section, spool in listed.items():
+            put(writer.content(record_section_head(counts[section][0])))
+            for packed in _records(spool):
+                put(writer.content(len(packed).to_bytes(8, "little") + packed))
+        put(writer.finish())
+    return MpackFile(path, path.stat().st_size, whole.digest(), len(blobs))
+
+
+def _split(repository: LocalRepository, blobs: Iterable[Place], spools: SpoolDirectory, phase: Phase) -> _Split:
+    """Compress what that pays for."""
+    split, compressor = _Split(), Compressor()
+    for place in blobs:
+        phase.advance()
+        if place.size <= _WHOLE_BYTES:
+            encoding, content = compressor.encode(repository.files.read(place))
+            if encoding == "zstd":
+                if split.packed is None:
+                    split.packed = PackFile(spools)
+                split.packed.add(place.object_id, len(content), [content])
+                continue
+        split.raw.append(place)
+    return split
+
+
+def _raw_pack(repository: LocalRepository, places: list[Place]) -> Iterator[bytes]:
+    writer = PackWriter(len(places), keep_entries=False)
+    yield writer.begin()
+    for place in places:
+        yield writer.head(place.object_id, place.size)
+        for piece in repository.files.pieces(place):
+            yield writer.content(piece)
+    yield writer.finish()
+
+
+def _measure(spool: Spool) -> tuple[int, int]:
+    """Give the number of framed records and the size of their section."""
+    count, size = 0, 8
+    for packed in _records(spool):
+        count, size = count + 1, size + 8 + len(packed)
+    return count, size
+
+
+def _records(spool: Spool) -> Iterator[bytes]:
+    """Read framed records: a byte for the kind, eight for the length."""
+    with spool.open() as file:
+        while head := file.read(9):
+            yield file.read(int.from_bytes(head[1:], "little"))
+
+
+def _file_pieces(path: Path) -> Iterator[bytes]:
+    file: BinaryIO
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE_BYTES):
+            yield piece

@@ -4,7 +4,7 @@ PY := .venv/bin/python
 REPO ?= .
 WORKERS ?= 2
 
-.PHONY: help setup demo test run lint types imports check fuzz clean
+.PHONY: help setup demo test run lint types imports check fuzz bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,12 @@ check: lint types imports test  ## everything a change has to pass
 
 fuzz: setup  ## fuzz the decoders for SECONDS each (default 60), starting from the corpus
 	@$(PY) -m tests.fuzz.run $(or $(SECONDS),60)
+
+bench: setup  ## measure against git (WORKLOADS="L XL-random" RUNS=3; more in docs/how-to/bench.md)
+	@$(PY) -m bench $(if $(WORKLOADS),--workloads $(WORKLOADS)) $(if $(BUNDLES),--real $(BUNDLES)) \
+	    $(if $(OPERATIONS),--operations $(OPERATIONS)) $(if $(RUNS),--runs $(RUNS)) \
+	    $(if $(INCREMENTS),--increments $(INCREMENTS)) $(if $(PUSH_OPTIONS),--push-options="$(PUSH_OPTIONS)") \
+	    $(if $(GIT_SOURCE),--git-source $(GIT_SOURCE)) $(if $(NO_GIT),--no-git)
 
 clean:  ## remove what the targets made, data included
 	rm -rf .venv var build dist ./*.egg-info .mypy_cache .ruff_cache .hypothesis

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import BinaryIO, Self
 
 import httpx
 import trio
@@ -44,25 +44,56 @@ async def upload_file(url: str, path: Path, size: int, phase: Phase) -> None:
 
 
 async def _put(client: httpx.AsyncClient, url: str, path: Path, start: int, size: int, phase: Phase) -> int:
-    headers = {"user-agent": "museworkd-client", "content-type": MEDIA_TYPE, "content-length": str(size - start)}
+    headers = {
+        "host": httpx.URL(url).netloc.decode("ascii"), "user-agent": "museworkd-client", "content-type": MEDIA_TYPE,
+        "content-length": str(size - start),
+    }  # fmt: skip
     if start:
         headers["content-range"] = f"bytes {start}-{size - 1}/{size}"
-    sent = 0
+    body = _Body(path, start, phase)
+    request = httpx.Request("PUT", url, headers=headers, stream=body)
+    try:
+        response = await client.send(request, stream=True)
+        try:
+            if response.status_code >= 300:
+                raise await _refused(response)
+        finally:
+            await response.aclose()
+    finally:
+        await body.aclose()
+    return body.sent
 
-    async def body() -> AsyncIterator[bytes]:
-        nonlocal sent
-        file = await trio.to_thread.run_sync(lambda: path.open("rb"))
-        with file:
-            await trio.to_thread.run_sync(file.seek, start)
-            while piece := await trio.to_thread.run_sync(file.read, _PIECE_BYTES):
-                yield piece
-                sent += len(piece)
-                phase.advance(len(piece))
 
-    async with client.stream("PUT", url, headers=headers, content=body()) as response:
-        if response.status_code >= 300:
-            raise await _refused(response)
-    return sent
+class _Body(httpx.AsyncByteStream):
+    """A file from an offset on, counted as it is taken; no generator, which a cut request would leave open."""
+
+    def __init__(self, path: Path, start: int, phase: Phase) -> None:
+        self._path = path
+        self._start = start
+        self._phase = phase
+        self._file: BinaryIO | None = None
+        self.sent = 0
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        piece = await trio.to_thread.run_sync(self._read)
+        if not piece:
+            raise StopAsyncIteration
+        self.sent += len(piece)
+        self._phase.advance(len(piece))
+        return piece
+
+    async def aclose(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _read(self) -> bytes:
+        if self._file is None:
+            self._file = self._path.open("rb")
+            self._file.seek(self._start)
+        return self._file.read(_PIECE_BYTES)
 
 
 async def _there(client: httpx.AsyncClient, url: str, size: int) -> int:

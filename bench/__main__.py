@@ -25,7 +25,7 @@ RESULTS = ROOT / "bench" / "results"
 RUNS = 5
 RUNS_LARGE = 3
 INCREMENTS = 100
-STREAM = ["--way", "stream"]
+STREAM_OPTIONS = ["--way", "stream"]
 GIT_POST_BUFFER = "http.postBuffer=1g"
 """So that git sends a pack in one request, without asking first: faster on every workload."""
 BESIDE_PUSH = "XL-random"
@@ -54,7 +54,7 @@ def _bench(options: argparse.Namespace, directory: Path) -> int:
     operations = frozenset(options.operations)
     servers = "asked not to" if options.no_git else find_servers()
     results = Results()
-    peers: list[Peer] = [MusePeer(directory / "museworkd", options.push_options.split(), STREAM)]
+    peers: list[Peer] = [MusePeer(directory / "museworkd", options.push_options.split(), STREAM_OPTIONS)]
     try:
         if isinstance(servers, str):
             say(f"without git as a peer: {servers}")
@@ -72,7 +72,7 @@ def _bench(options: argparse.Namespace, directory: Path) -> int:
                 facts |= {
                     "complete": complete, "load_after": list(os.getloadavg()), "runs": options.runs,
                     "git_source": options.git_source,
-                    "stream_option": STREAM, "push_options": options.push_options,
+                    "stream_option": STREAM_OPTIONS, "push_options": options.push_options,
                     "git_left_out": servers if isinstance(servers, str) else None,
                 }  # fmt: skip
                 _conclude(results, figures, facts)

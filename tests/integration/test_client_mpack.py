@@ -126,8 +126,8 @@ async def test_a_long_unpacking_is_waited_for(database, tmp_path, monkeypatch):
             assert report.result["status"] == "accepted"
             assert (await push(repository, remote, "main", Quiet(), way=Way.MPACK)).up_to_date
             await server.make_repository(slug="signed", require_signed_commits=True)
+            remote = Remote(f"{server.url}/alice/signed", TOKENS["alice"])
             with pytest.raises(ClientError) as refused:
-                remote = Remote(f"{server.url}/alice/signed", TOKENS["alice"])
                 await push(repository, remote, "main", Quiet(), way=Way.MPACK)
             assert refused.value.code == "bad_signature"
 

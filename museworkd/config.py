@@ -23,8 +23,9 @@ from storage.postgres.database import without_password
 from wire.limits import Limits
 
 ENVIRONMENT_PREFIX = "MUSEWORKD_"
-NOT_SETTINGS = {"MUSEWORKD_CONFIG", "MUSEWORKD_TOKEN", "MUSEWORKD_HISTORIES"}
-"""Variables of the prefix that are not settings: the configuration file, a client's token, test input."""
+NOT_SETTINGS = {"MUSEWORKD_CONFIG", "MUSEWORKD_TOKEN", "MUSEWORKD_PLAIN_HTTP_HOSTS", "MUSEWORKD_HISTORIES"}
+"""Variables of the prefix that are not settings: the configuration file, a client's token and the hosts that get it
+over plain http, test input."""
 SECRETS = {"database.url"}
 DEFAULT_FILES = (Path("museworkd.toml"), Path("/etc/museworkd/museworkd.toml"))
 

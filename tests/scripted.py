@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import h11
@@ -15,12 +16,15 @@ class Scripted:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.answers: list[tuple[int, dict[str, str], bytes]] = []
+        self.answers: list[tuple[int, dict[str, str], bytes | Iterator[bytes]]] = []
+        self.streamed_bytes = 0
+        """Of bodies without an end, what the client took."""
         self.heads: list[tuple[str, dict[str, str]]] = []
 
     def say(self, body: object, status: int = 200, **headers: str) -> None:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        kind = {} if isinstance(body, bytes) else {"content-type": "application/json"}
+        given = isinstance(body, bytes | Iterator)
+        data = body if given else json.dumps(body).encode()
+        kind = {} if given else {"content-type": "application/json"}
         self.answers.append((status, {**kind, **{k.replace("_", "-"): v for k, v in headers.items()}}, data))
 
     async def handle(self, stream: trio.SocketStream) -> None:
@@ -35,12 +39,25 @@ class Scripted:
                     self.heads.append((event.target.decode(), headers))
                 elif isinstance(event, h11.EndOfMessage):
                     status, fields, body = self.answers.pop(0)
+                    if not isinstance(body, bytes):
+                        await self._stream(stream, connection, status, fields, body)
+                        return
                     fields = {**fields, "content-length": str(len(body)), "connection": "close"}
                     data = connection.send(h11.Response(status_code=status, headers=list(fields.items())))
                     await stream.send_all(data + connection.send(h11.Data(data=body)))
                     return
                 elif isinstance(event, h11.ConnectionClosed):
                     return
+
+    async def _stream(self, stream, connection, status: int, fields: dict[str, str], body: Iterator[bytes]) -> None:
+        """Send pieces for as long as the client takes them."""
+        fields = {**fields, "transfer-encoding": "chunked", "connection": "close"}
+        data = connection.send(h11.Response(status_code=status, headers=list(fields.items())))
+        with contextlib.suppress(trio.BrokenResourceError):
+            await stream.send_all(data)
+            for piece in body:
+                await stream.send_all(connection.send(h11.Data(data=piece)))
+                self.streamed_bytes += len(piece)
 
 
 @asynccontextmanager

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterable, Iterator
+from io import BufferedRandom
 from pathlib import Path
 
 from museworkd.client.errors import IntegrityError
@@ -35,7 +37,7 @@ class PackBuilder:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._path = directory / f".new-{os.getpid()}-{id(self)}"
-        self._file = self._path.open("w+b")
+        self._file = open_anew(self._path)
         self._file.write(pack_header(0))
         self.entries: list[IndexEntry] = []
         self.size = PACK_HEADER_BYTES
@@ -72,6 +74,40 @@ class PackBuilder:
         """Throw the pack away."""
         self._file.close()
         self._path.unlink(missing_ok=True)
+
+
+def room_in(directory: Path) -> int:
+    """Give how many bytes the disk of a directory has room for."""
+    return shutil.disk_usage(directory).free
+
+
+def open_anew(path: Path) -> BufferedRandom:
+    """Begin a file of this process's own; whatever stands there, a symbolic link too, gives way and is not written."""
+    path.unlink(missing_ok=True)
+    return path.open("x+b")
+
+
+def copy_pack(directory: Path, source: Path, offset: int, length: int) -> bytes:
+    """Cut a pack out of a file durably, and give its id."""
+    path = directory / f".new-{os.getpid()}"
+    whole = hashlib.sha256()
+    try:
+        with source.open("rb") as file, open_anew(path) as target:
+            file.seek(offset)
+            left = length
+            while left:
+                piece = file.read(min(left, _PIECE_BYTES))
+                if not piece:
+                    raise IntegrityError("the downloaded pack is cut")
+                whole.update(piece)
+                target.write(piece)
+                left -= len(piece)
+            target.flush()
+            os.fsync(target.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return keep_pack(directory, path, whole.digest())
 
 
 def keep_pack(directory: Path, path: Path, pack_id: bytes) -> bytes:

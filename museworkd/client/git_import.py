@@ -317,9 +317,7 @@ class _Importer:
             self._repository.set_branch(name, head)
             self._report.branches[name] = format_id(head, Scheme.TYPED)
         for name, sha in tags.items():
-            self._repository.set_tag(
-                name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"), self._commits[sha][0]
-            )
+            self._repository.set_tag(_tag_name(name), self._commits[sha][0])
             self._report.tags += 1
         self._repository.set_head_branch(self._branch)
 
@@ -330,6 +328,11 @@ def _branch_problem(name: str) -> str | None:
     except Refusal as refusal:
         return refusal.detail
     return None
+
+
+def _tag_name(name: str) -> str:
+    """Give a tag's name in Muse: bytes that are not UTF-8 with a backslash, which git has in no name."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def as_shown(raw: bytes) -> str:

@@ -1,4 +1,7 @@
-"""Reading a git repository through git's own plumbing: one process for the differences, one for the contents."""
+"""Reading a git repository through git's own plumbing: one process for the differences, one for the contents.
+
+Names of branches and tags are bytes to git; here they are text whose bytes that are not UTF-8 are surrogates.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from types import TracebackType
 from typing import IO, Self
 
 from museworkd.client.errors import ClientError, IntegrityError
+from museworkd.client.git_bundle import open_bundle
+from museworkd.client.git_process import find_repository, run_git, start_git
 
 _CONTENT_PIECE_BYTES = 1024 * 1024
 GITLINK = "160000"
@@ -60,18 +65,12 @@ class GitReader:
         return self
 
     def _open(self) -> None:
-        self._directory = self._source
         if self._source.is_file():
             self._temporary = tempfile.mkdtemp(prefix="museworkd-git-")
             self._directory = Path(self._temporary) / "repository"
-            done = subprocess.run(
-                ["git", "clone", "--quiet", "--mirror", str(self._source), str(self._directory)],
-                capture_output=True, check=False,
-            )  # fmt: skip
-            if done.returncode != 0:
-                raise ClientError(f"{self._source} is not a git bundle: {_text(done.stderr)}")
-        elif self._git("rev-parse", "--git-dir", check=False) is None:
-            raise ClientError(f"{self._source} is not a git repository")
+            open_bundle(self._source, self._directory)
+        else:
+            self._directory = find_repository(self._source)
         if (self._git("rev-parse", "--is-shallow-repository", check=False) or b"").strip() == b"true":
             raise ClientError(f"{self._source} is a shallow clone; run `git fetch --unshallow` there first")
 
@@ -92,7 +91,7 @@ class GitReader:
         if not found:
             head = self._git("rev-parse", "--verify", "--quiet", "HEAD^{commit}", check=False)
             if head:
-                found = {"main": head.decode().strip()}
+                found = {"main": head.decode("ascii").strip()}
         return found
 
     def tags(self) -> dict[str, str]:
@@ -109,7 +108,9 @@ class GitReader:
     def head_branch(self) -> str | None:
         """Give the branch HEAD is on."""
         out = self._git("symbolic-ref", "--quiet", "HEAD", check=False)
-        return out.decode().strip().removeprefix("refs/heads/") if out else None
+        if not out:
+            return None
+        return out.decode("utf-8", "surrogateescape").removesuffix("\n").removeprefix("refs/heads/")
 
     def detached_head(self) -> str | None:
         """Give the commit of a HEAD that is on no branch."""
@@ -133,10 +134,10 @@ class GitReader:
             for sha, parents in commits:
                 wanted.write(f"{sha} {parents[0]}\n".encode() if parents else f"{sha}\n".encode())
             wanted.seek(0)
-            process = subprocess.Popen(
-                ["git", "-C", str(self._directory), "diff-tree", "--stdin", "-r", "-z", "--raw", "--no-renames",
-                 "--full-index", "--no-abbrev", "--root", "--always", "--no-ext-diff", "--ignore-submodules=none"],
-                stdin=wanted, stdout=subprocess.PIPE,
+            process = start_git(
+                self._directory, "diff-tree", "--stdin", "-r", "-z", "--raw", "--no-renames", "--full-index",
+                "--no-abbrev", "--root", "--always", "--no-ext-diff", "--no-textconv", "--ignore-submodules=none",
+                stdin=wanted,
             )  # fmt: skip
             assert process.stdout is not None
             try:
@@ -195,22 +196,11 @@ class GitReader:
 
     def _batch(self) -> subprocess.Popen[bytes]:
         if self._contents is None:
-            self._contents = subprocess.Popen(
-                ["git", "-C", str(self._directory), "cat-file", "--batch"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            )  # fmt: skip
+            self._contents = start_git(self._directory, "cat-file", "--batch", stdin=subprocess.PIPE)
         return self._contents
 
     def _git(self, *arguments: str, check: bool = True, stdin: IO[bytes] | None = None) -> bytes | None:
-        done = subprocess.run(
-            ["git", "-C", str(self._directory), *arguments], capture_output=True, check=False,
-            stdin=stdin if stdin is not None else subprocess.DEVNULL,
-        )  # fmt: skip
-        if done.returncode != 0:
-            if check:
-                raise ClientError(f"git {arguments[0]} failed: {_text(done.stderr)}")
-            return None
-        return done.stdout
+        return run_git(self._directory, *arguments, check=check, stdin=stdin)
 
     def _clean(self) -> None:
         if self._temporary is not None:
@@ -251,7 +241,3 @@ def _pieces(stream: IO[bytes], size: int) -> Iterator[bytes]:
         left -= len(piece)
         yield piece
     stream.read(1)  # the newline after every object
-
-
-def _text(output: bytes) -> str:
-    return output.decode(errors="replace").strip()[-300:]

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import quote, unquote
 
-from museworkd.client.blob_packs import PackFiles
+from museworkd.client.blob_packs import PackFiles, open_anew
 from museworkd.client.errors import ClientError, IntegrityError
 from museworkd.client.local_index import SMALLEST_BYTES, LocalIndex
 from storage.objects.durability import sync_directory
@@ -51,6 +51,7 @@ class LocalRepository:
     def __init__(self, root: Path, directory: str = _DIRECTORY) -> None:
         self.root = root
         self.directory = root / directory
+        _refuse_links(self.directory)
         try:
             facts = json.loads((self.directory / "repo.json").read_text("utf-8"))
             if facts["format"] != FORMAT:
@@ -80,6 +81,8 @@ class LocalRepository:
             raise ClientError(f"{root} exists and is not a directory")
         _check_unused(root)
         directory = root / _INCOMPLETE
+        if directory.is_symlink():
+            raise ClientError(f"{directory} is in the way: it is a symbolic link")
         ours = not root.exists() or (directory.exists() and is_vacant(root))
         directory.mkdir(parents=True, exist_ok=True)
         with _claimed(directory):
@@ -206,6 +209,8 @@ class LocalRepository:
     def _set_ref(self, kind: str, name: str, head: bytes | None) -> None:
         directory = self.directory / "refs" / kind
         directory.mkdir(parents=True, exist_ok=True)
+        if not name:
+            raise ClientError("a branch or tag has a name, this one is empty")
         path = directory / encode_ref(name)
         if head is None:
             path.unlink(missing_ok=True)
@@ -229,6 +234,18 @@ def _check_unused(root: Path) -> None:
         raise ClientError(f"{directory} is in the way")
 
 
+def _refuse_links(directory: Path) -> None:
+    """Refuse a repository that leads elsewhere: what is written into it would be written there.
+
+    Refs and packs are looked at where their directories are; the files in those are replaced, never written into.
+    """
+    remotes = directory / "refs" / "remotes"
+    for parent in (directory, directory / "refs", remotes):
+        for path in (parent, *(parent.iterdir() if parent.is_dir() and not parent.is_symlink() else ())):
+            if path.is_symlink():
+                raise ClientError(f"{path} is a symbolic link, which no repository has: nothing is written through it")
+
+
 def _no_repository(root: Path, sentence: str) -> ClientError:
     if (root / _INCOMPLETE).is_dir():
         return ClientError(f"{root} holds an import or clone that was not finished; run that command again")
@@ -238,7 +255,7 @@ def _no_repository(root: Path, sentence: str) -> ClientError:
 @contextmanager
 def _claimed(directory: Path) -> Iterator[None]:
     """Keep other commands out of a repository that is being filled; a lock dies with its process."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -269,8 +286,8 @@ def encode_ref(name: str) -> str:
 def _write(path: Path, text: str) -> None:
     """Replace a small file atomically and durably."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    with fresh.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with open_anew(fresh) as file:
+        file.write(text.encode("utf-8"))
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)

@@ -6,10 +6,10 @@ duplex connection is h11 on a trio stream.
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -20,48 +20,22 @@ import msgpack
 import trio
 
 from museworkd.client.errors import ClientError, IntegrityError, TransferError
+from museworkd.client.remote import MSGPACK, UNENCODED, Remote
 from wire.canonical import parse_json
 from wire.errors import Refusal
 from wire.pull import unpack_whole
 
-MSGPACK = "application/x-msgpack"
+__all__ = [
+    "MSGPACK", "Api", "Duplex", "Remote", "decode", "download", "open_duplex", "printable", "refusal_error", "refused",
+]  # fmt: skip
 CONNECT_S = 30.0
 QUIET_S = 60.0
 """The server says something at least every 10 s while it works."""
 _READ_BYTES = 64 * 1024
 _ERROR_BODY_BYTES = 64 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Remote:
-    """A repository on a server."""
-
-    url: str
-    """``http(s)://host[:port]/[prefix/]owner/slug``."""
-    token: str | None
-
-    def __post_init__(self) -> None:
-        if "@" in self.url.partition("://")[2].partition("/")[0]:  # the URL itself is not repeated: it is a secret
-            raise ClientError("a URL must not hold a name or password; give a token in $MUSEWORKD_TOKEN")
-        try:
-            parts = urlsplit(self.url)
-            sound = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            sound = False
-        if not sound or len(parts.path.strip("/").split("/")) < 2 or not self.url.isprintable():
-            raise ClientError(f"not a repository URL: {self.url!a}; expected http(s)://host/owner/name")
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Headers of every request."""
-        headers = {"user-agent": "museworkd-client", "accept": f"{MSGPACK}, application/json"}
-        if self.token:
-            headers["authorization"] = f"Bearer {self.token}"
-        return headers
-
-    def at(self, path: str) -> str:
-        """Give the URL of an endpoint."""
-        return f"{self.url.rstrip('/')}/{path}"
+"""Of an error's body no more is read."""
+ANSWER_BYTES = 16 * 1024 * 1024
+"""The longest control answer: the heads of some 150,000 branches."""
 
 
 class Api:
@@ -92,20 +66,21 @@ class Api:
             content = msgpack.packb(body)
             headers["content-type"] = MSGPACK
         try:
-            response = await self._client.request(method, self._remote.at(path), headers=headers, content=content)
+            async with self._client.stream(method, self._remote.at(path), headers=headers, content=content) as response:
+                kind = response.headers.get("content-type", "")
+                if response.status_code >= 300:
+                    raise refused(response.status_code, kind, await _error_body(response))
+                return decode(kind, await _answer(response))
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise TransferError(f"cannot reach {self._remote.url}: {error or type(error).__name__}") from error
-        except httpx.HTTPError as error:
-            raise TransferError(f"{self._remote.url}: {error or type(error).__name__}") from error
-        if response.status_code >= 300:
-            raise refused(response.status_code, response.headers.get("content-type", ""), response.content)
-        return decode(response.headers.get("content-type", ""), response.content)
+            raise TransferError(f"cannot reach {self._remote.url}: {_reason(error)}") from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise TransferError(f"{self._remote.url}: {_reason(error)}") from error
 
 
 @asynccontextmanager
 async def download(url: str, offset: int) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
     """GET a URL from an offset on; gives the offset the server really starts at, and the pieces."""
-    headers = {"user-agent": "museworkd-client", "accept-encoding": "identity"}
+    headers = {"user-agent": "museworkd-client", **UNENCODED}
     if offset:
         headers["range"] = f"bytes={offset}-"
     timeout = httpx.Timeout(QUIET_S, connect=CONNECT_S)
@@ -115,11 +90,61 @@ async def download(url: str, offset: int) -> AsyncIterator[tuple[int, AsyncItera
             client.stream("GET", url, headers=headers) as response,
         ):
             if response.status_code not in {200, 206}:
-                body = (await response.aread())[:_ERROR_BODY_BYTES]
+                body = await _error_body(response)
                 raise refused(response.status_code, response.headers.get("content-type", ""), body)
-            yield (offset if response.status_code == 206 else 0), response.aiter_raw(256 * 1024)
+            _check_unencoded(response.headers.get("content-encoding", ""))
+            pieces = response.aiter_raw(256 * 1024)
+            try:
+                yield (offset if response.status_code == 206 else 0), pieces
+            except Exception:
+                await _give_up(response, pieces)
+                raise
+    except httpx.InvalidURL as error:
+        raise IntegrityError(f"the server named a URL that is none: {_reason(error)}") from error
     except httpx.HTTPError as error:
-        raise TransferError(f"the download was cut: {error or type(error).__name__}") from error
+        raise TransferError(f"the download was cut: {_reason(error)}") from error
+
+
+async def _answer(response: httpx.Response) -> bytes:
+    _check_unencoded(response.headers.get("content-encoding", ""))
+    body = await _beginning(response, ANSWER_BYTES)
+    if len(body) > ANSWER_BYTES:
+        raise IntegrityError(f"the server's answer is longer than {ANSWER_BYTES} bytes")
+    return body
+
+
+async def _error_body(response: httpx.Response) -> bytes:
+    """Give the beginning of an error's body: what is longer is no sentence for anybody."""
+    return (await _beginning(response, _ERROR_BODY_BYTES))[:_ERROR_BODY_BYTES]
+
+
+async def _beginning(response: httpx.Response, most: int) -> bytes:
+    """Read a body to its end, or until it has more than ``most`` bytes."""
+    body = bytearray()
+    pieces = response.aiter_raw()
+    async for piece in pieces:
+        body += piece
+        if len(body) > most:
+            await _give_up(response, pieces)
+            break
+    return bytes(body)
+
+
+async def _give_up(response: httpx.Response, pieces: AsyncIterator[bytes]) -> None:
+    """Close a connection in the middle of a body; httpx ends its generators only when they are asked for more."""
+    await response.aclose()
+    with contextlib.suppress(httpx.HTTPError, httpx.StreamError):
+        async for _ in pieces:
+            pass
+
+
+def _check_unencoded(encoding: str) -> None:
+    if encoding.strip().lower() not in {"", "identity"}:
+        raise IntegrityError(f"the server's answer is encoded ({printable(encoding)[:40]}), which was not asked for")
+
+
+def _reason(error: Exception) -> str:
+    return printable(str(error)) or type(error).__name__
 
 
 class Duplex:
@@ -148,7 +173,9 @@ class Duplex:
         if not isinstance(event, h11.Response):
             raise TransferError(f"{self._name}: the connection was closed without an answer")
         self.status = event.status_code
-        self.content_type = next((v.decode("latin-1") for k, v in event.headers if k == b"content-type"), "")
+        fields = {bytes(name): bytes(value).decode("latin-1") for name, value in event.headers}
+        self.content_type = fields.get(b"content-type", "")
+        _check_unencoded(fields.get(b"content-encoding", ""))
 
     async def receive(self) -> bytes:
         """Give the next piece of the answer's body, ``b""`` at its end."""
@@ -185,7 +212,7 @@ class Duplex:
             try:
                 event = self._connection.next_event()
             except h11.RemoteProtocolError as error:
-                raise TransferError(f"{self._name}: {error}") from error
+                raise TransferError(f"{self._name}: {_reason(error)}") from error
             if event is not h11.NEED_DATA:
                 return event
             try:

@@ -24,7 +24,7 @@ async def upload_file(url: str, path: Path, size: int, phase: Phase) -> None:
 
     Raises:
         ClientError: the server does not want it.
-        TransferError: it could not be sent within some attempts.
+        TransferError: it could not be sent within some attempts; sending it again goes on where it broke off.
     """
     timeout = httpx.Timeout(QUIET_S, connect=CONNECT_S)
     shown = 0
@@ -37,7 +37,7 @@ async def upload_file(url: str, path: Path, size: int, phase: Phase) -> None:
                 if start < size:
                     shown += await _put(client, url, path, start, size, phase)
                 return
-            except httpx.HTTPError as error:
+            except (httpx.HTTPError, TransferError) as error:  # lost, or not now: the cut one may still be held there
                 if attempt == ATTEMPTS:
                     raise TransferError(f"the upload was cut: {error or type(error).__name__}") from error
             await trio.sleep(min(0.25 * 2**attempt, _LONGEST_PAUSE_S))

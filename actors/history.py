@@ -12,6 +12,8 @@ from wire.ids import Scheme
 ANCESTRY_BATCH = 2_000
 """Ancestors fetched ahead with one query: a linear history of 100,000 commits takes 50."""
 
+ANCESTRY_LEAST = 64
+
 
 async def range_of(
     index: History,
@@ -34,14 +36,18 @@ async def range_of(
     """
     walk = RangeWalk(want, have)
     facts: dict[bytes, CommitFacts] = dict(own or {})
-    batch = 64  # most questions are about the last few commits
+    batch = ANCESTRY_LEAST  # most questions are about the last few commits
     while needed := walk.advance(facts):
         found = await index.ancestry(scheme, needed, batch)
+        new = sum(fact.commit_id not in facts for fact in found)
         facts.update((fact.commit_id, fact) for fact in found)
         lost = [commit_id for commit_id in needed if commit_id not in facts]
         if lost:
             raise ObjectDamaged(f"the index lacks commit {lost[0].hex()}, which others build on")
-        batch = min(batch * 4, ANCESTRY_BATCH)
+        if new * 4 < len(found):  # a wide region that many commits lead to: look no further than it takes to pass it
+            batch = max(batch // 4, ANCESTRY_LEAST)
+        else:
+            batch = min(batch * 4, ANCESTRY_BATCH)
     return walk
 
 

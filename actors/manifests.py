@@ -9,7 +9,7 @@ import trio
 from storage.errors import ObjectDamaged
 from storage.index import History
 from storage.rows import SnapshotRow
-from storage.snapshots import build_manifest, unpack_changes
+from storage.snapshots import apply_packed, build_manifest
 from wire.ids import Scheme
 from wire.limits import Limits
 from wire.manifest import Manifest
@@ -18,20 +18,27 @@ from wire.paths import PathPolicy
 
 KEPT = 128
 """Manifests share their blocks, so a history's recent ones cost little more than one of them."""
-KEPT_TEXT_BYTES = 64 * 1024 * 1024
-"""Of a repository with huge manifests, keep fewer: this much text if nothing were shared."""
+KEPT_BYTES = 16 * 1024 * 1024
+"""Of what they do not share, keep at most this much."""
+KEPT_LEAST = 2
+"""However large they are: a base, and what its descendant is stored as changes to."""
 
 
 class ManifestCache:
-    """Least recently used manifests by snapshot id."""
+    """Least recently used manifests by snapshot id.
 
-    def __init__(self, index: History, scheme: Scheme, policy: PathPolicy, limits: Limits) -> None:
+    Without a policy, paths are not checked again: for manifests that are only read.
+    """
+
+    def __init__(self, index: History, scheme: Scheme, policy: PathPolicy | None, limits: Limits) -> None:
         self._index = index
         self._scheme = scheme
         self._policy = policy
         self._limits = limits
         self._kept: OrderedDict[bytes, Manifest] = OrderedDict()
-        self._text_bytes = 0
+        self._shares: dict[int, int] = {}
+        """Identity of a part → in how many of the manifests kept it is."""
+        self.held_bytes = 0
 
     @property
     def empty(self) -> Manifest:
@@ -45,16 +52,36 @@ class ManifestCache:
             self._kept.move_to_end(snapshot_id)
         return found
 
+    def __getitem__(self, snapshot_id: bytes) -> Manifest:
+        return self._kept[snapshot_id]
+
+    def __setitem__(self, snapshot_id: bytes, manifest: Manifest) -> None:
+        self.keep(snapshot_id, manifest)
+
+    def __contains__(self, snapshot_id: object) -> bool:
+        return snapshot_id in self._kept
+
     def keep(self, snapshot_id: bytes, manifest: Manifest) -> None:
         """Keep a manifest for a while."""
         if snapshot_id in self._kept:
             self._kept.move_to_end(snapshot_id)
             return
         self._kept[snapshot_id] = manifest
-        self._text_bytes += manifest.text_bytes
-        while len(self._kept) > 1 and (len(self._kept) > KEPT or self._text_bytes > KEPT_TEXT_BYTES):
-            _, dropped = self._kept.popitem(last=False)
-            self._text_bytes -= dropped.text_bytes
+        for part, size in manifest.parts():
+            count = self._shares[part] = self._shares.get(part, 0) + 1
+            self.held_bytes += size if count == 1 else 0
+        while len(self._kept) > KEPT_LEAST and (len(self._kept) > KEPT or self.held_bytes > KEPT_BYTES):
+            self._drop()
+
+    def _drop(self) -> None:
+        _, dropped = self._kept.popitem(last=False)
+        for part, size in dropped.parts():
+            count = self._shares[part] - 1
+            if count:
+                self._shares[part] = count
+            else:
+                del self._shares[part]
+                self.held_bytes -= size
 
     async def load(self, snapshot_id: bytes) -> tuple[Manifest, list[SnapshotRow]]:
         """Rebuild a manifest from the index; gives the chain it was built from as well.
@@ -81,7 +108,6 @@ class ManifestCache:
         base = self.at_hand(row.base_id) if row is not None and row.base_id is not None else None
         if row is None or base is None:
             return (await self.load(snapshot_id))[0]
-        changes = unpack_changes(row.delta)
-        manifest = base.apply(changes.upsert, changes.remove, changes.directories, self._limits)
+        manifest = await trio.to_thread.run_sync(apply_packed, base, row.delta, self._limits)
         self.keep(snapshot_id, manifest)
         return manifest

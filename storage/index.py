@@ -38,6 +38,8 @@ from storage.rows import (
 from wire.graph import CommitFacts
 from wire.ids import Scheme
 
+READ_BYTES = 4 * 1024 * 1024
+"""What an operation that gives stored bodies gives at once; a single larger one is given alone."""
 UNREAD_NOTIFICATIONS = 1_000
 """How many a listener may leave unread; later ones are dropped."""
 
@@ -136,6 +138,9 @@ class Pushes(Protocol):
     async def record_snapshots(self, ticket: PushTicket, scheme: Scheme, snapshots: Sequence[SnapshotRef]) -> int:
         """Record verified snapshots of a push, bases first; gives how many are new to the repository."""
 
+    async def snapshot_depths(self, scheme: Scheme, snapshot_ids: Sequence[bytes]) -> dict[bytes, int]:
+        """Give how deep the chains of stored snapshots are, whoever stored them; unknown ones are left out."""
+
     async def record_commits(self, ticket: PushTicket, scheme: Scheme, commits: Sequence[CommitRow]) -> int:
         """Record verified commits of a push, parents first; gives how many are new to the repository."""
 
@@ -166,16 +171,22 @@ class History(Protocol):
         """Give those the repository holds, with their generation."""
 
     async def ancestry(self, scheme: Scheme, commit_ids: Sequence[bytes], most: int) -> list[CommitFacts]:
-        """Give facts of these commits and of up to ``most`` of their ancestors, nearest first."""
+        """Give facts of these commits and of up to ``most`` of their ancestors, nearest first.
+
+        No ancestors are given of commits that are ``most`` generations older than the newest of those asked for.
+        """
 
     async def commit_records(self, repo: int, commit_ids: Sequence[bytes]) -> dict[bytes, bytes]:
-        """Give the canonical records a repository holds of commits."""
+        """Give the canonical records a repository holds of commits, the first ones asked for that fit into memory.
+
+        At least one is given if there is any, at most :data:`READ_BYTES` else; the same holds for snapshots.
+        """
 
     async def snapshot_deltas(self, scheme: Scheme, snapshot_ids: Sequence[bytes]) -> dict[bytes, SnapshotRow]:
-        """Give snapshots as changes to their bases; full contents are left out."""
+        """Give snapshots as changes to their bases, the first that fit; full contents are left out."""
 
     async def snapshot_extras(self, repo: int, snapshot_ids: Sequence[bytes]) -> dict[bytes, bytes]:
-        """Give the extra fields a repository holds of snapshots; those without any are left out."""
+        """Give the extra fields a repository holds of snapshots, the first that fit; those without any are left out."""
 
     async def snapshot_chain(self, scheme: Scheme, snapshot_id: bytes) -> list[SnapshotRow]:
         """Give a snapshot and its bases up to the nearest full content, in that order; empty when unknown."""

@@ -7,14 +7,16 @@ changes must be applied to rebuild a manifest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+import itertools
+from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass
 
 import msgpack
 
 from storage.rows import SnapshotRow
 from wire.limits import DEFAULT_LIMITS, Limits
-from wire.manifest import Manifest
+from wire.manifest import AT_ONCE, Manifest
 from wire.manifest import empty as empty_manifest
 from wire.paths import PathPolicy
 
@@ -22,6 +24,11 @@ DEPTH_MOST = 48
 """Deltas to apply at most; git's default chain limit is 50."""
 _FULL_RATIO = 2
 """A full content is stored as well once the deltas since the last one amount to this part of it: 1/2."""
+
+
+REBASED_PART = 8
+"""Where a chain is full, changes to a snapshot further away are stored only up to this part of the whole: 1/8."""
+_LARGE_BYTES = 512 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +42,18 @@ class Changes:
 
 def pack_changes(changes: Changes) -> bytes:
     """Write changes in the stored form."""
-    packed: bytes = msgpack.packb([dict(changes.upsert), list(changes.remove), list(changes.directories)])
-    return packed
+    if len(changes.upsert) <= AT_ONCE:
+        packed: bytes = msgpack.packb([dict(changes.upsert), list(changes.remove), list(changes.directories)])
+        return packed
+    packer = msgpack.Packer(autoreset=False, buf_size=64 * len(changes.upsert))
+    packer.pack_array_header(3)
+    packer.pack_map_header(len(changes.upsert))
+    for path, blob in changes.upsert.items():
+        packer.pack(path)
+        packer.pack(blob)
+    packer.pack(list(changes.remove))
+    packer.pack(list(changes.directories))
+    return bytes(packer.bytes())
 
 
 def unpack_changes(packed: bytes) -> Changes:
@@ -47,30 +64,103 @@ def unpack_changes(packed: bytes) -> Changes:
     return Changes(upsert, remove, tuple(directories))
 
 
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """What is known of a snapshot's chain."""
+
+    base_id: bytes | None
+    depth: int
+    since: int
+    """Bytes of changes since the nearest full content."""
+
+
+_UNKNOWN = _Link(None, DEPTH_MOST, 0)
+"""Of a base nothing is known of: nothing is added to its chain."""
+
+
 class ChainCost:
-    """Decides when a full content is due, knowing what has piled up since the last one."""
+    """Decides what a new row is stored as changes to, knowing what has piled up since the last full content.
+
+    Where the chain of the base is as long as it may be, the row is stored as changes to a snapshot nearer to a full
+    content: the last one that a relation of it was stored as for the same reason, or else the full content of its own
+    chain. So of many snapshots on one base only the first can cost a full content.
+    """
 
     def __init__(self) -> None:
-        self._since_full: dict[bytes, tuple[int, int]] = {}
+        self._links: dict[bytes, _Link] = {}
+        self._stored: dict[bytes, int] = {}
+        """Depths of rows that somebody else has stored: they stay as they are."""
+        self._relations: dict[bytes, bytes] = {}
+        """Snapshot → where a descendant of it was put when its chain was full."""
+
+    def due(self, snapshot_id: bytes, base_id: bytes | None, changes: bytes, manifest: Manifest) -> bool:
+        """Tell whether these changes would make the chain of a new row too long or too large."""
+        if base_id is None or snapshot_id in self._links:
+            return False
+        link = self._links.get(base_id, _UNKNOWN)
+        return link.depth >= DEPTH_MOST or (link.since + len(changes)) * _FULL_RATIO > manifest.text_bytes + 1024
+
+    def anchor(self, snapshot_id: bytes, base_id: bytes) -> bytes | None:
+        """Give what a row that is due may be stored as changes to, if there is anything."""
+        last = base_id
+        for at in self._chain(base_id):
+            found = self._relations.get(at)
+            if found is not None and found != snapshot_id:
+                return found
+            last = at
+        link = self._links.get(last, _UNKNOWN)
+        return last if last != base_id and not link.depth else None
 
     def place(self, snapshot_id: bytes, base_id: bytes | None, changes: bytes, manifest: Manifest) -> tuple[int, bool]:
         """Give a new row's depth and whether it carries its full content."""
+        known = self._links.get(snapshot_id)
+        if known is not None:  # the row that is there stays
+            return (known.depth, False) if known.depth else (0, base_id is not None)
         if base_id is None:  # the changes are the full content already
-            self._since_full[snapshot_id] = (0, 0)
-            return 0, False
-        depth, since = self._since_full.get(base_id, (DEPTH_MOST, 0))
-        depth, since = depth + 1, since + len(changes)
-        full = depth > DEPTH_MOST or since * _FULL_RATIO > manifest.text_bytes + 1024
-        self._since_full[snapshot_id] = (0, 0) if full else (depth, since)
-        return (0 if full else depth), full
+            full, made = False, _Link(None, 0, 0)
+        else:
+            full = self.due(snapshot_id, base_id, changes, manifest)
+            link = self._links.get(base_id, _UNKNOWN)
+            made = _Link(base_id, 0, 0) if full else _Link(base_id, link.depth + 1, link.since + len(changes))
+        depth = self._stored.get(snapshot_id, made.depth)
+        self._links[snapshot_id] = _Link(base_id, depth, made.since)
+        return made.depth, full
+
+    def put(self, snapshot_id: bytes, base_id: bytes) -> None:
+        """Take note of where a row went that was due on this base."""
+        for at in self._chain(base_id):
+            self._relations[at] = snapshot_id
+
+    def _chain(self, snapshot_id: bytes) -> Iterator[bytes]:
+        at: bytes | None = snapshot_id
+        for _ in range(DEPTH_MOST + 1):
+            if at is None:
+                return
+            yield at
+            known = self._links.get(at)
+            at = None if known is None or not known.depth else known.base_id
 
     def learn(self, chain: Sequence[SnapshotRow]) -> None:
         """Take note of a stored chain (target first) that new rows may build on."""
-        if chain:
-            self._since_full[chain[0].snapshot_id] = (chain[0].depth, sum(len(row.delta) for row in chain[:-1]))
+        since = sum(len(row.delta) for row in chain[:-1])
+        for row, nearer in itertools.zip_longest(chain, chain[1:]):
+            whole = nearer is None
+            self._links[row.snapshot_id] = _Link(None if whole else row.base_id, 0 if whole else row.depth, since)
+            since -= 0 if whole else len(row.delta)
+
+    def learn_depths(self, depths: Mapping[bytes, int]) -> None:
+        """Take note of how deep rows are that somebody else has stored; what this push makes of them costs the same."""
+        for snapshot_id, depth in depths.items():
+            known = self._links.get(snapshot_id)
+            if known is None:
+                self._stored[snapshot_id] = depth
+            elif known.depth != depth:
+                self._links[snapshot_id] = _Link(known.base_id, depth, known.since)
 
 
-def build_manifest(chain: Sequence[SnapshotRow], policy: PathPolicy, limits: Limits = DEFAULT_LIMITS) -> Manifest:
+def build_manifest(
+    chain: Sequence[SnapshotRow], policy: PathPolicy | None, limits: Limits = DEFAULT_LIMITS
+) -> Manifest:
     """Rebuild the manifest of a chain's first row; CPU-bound, for a worker thread when the chain is large.
 
     Raises:
@@ -79,21 +169,100 @@ def build_manifest(chain: Sequence[SnapshotRow], policy: PathPolicy, limits: Lim
     last = chain[-1]
     manifest = empty_manifest(policy)
     if last.full is not None:
-        manifest = _applied(manifest, last.full, limits)
+        manifest = apply_packed(manifest, last.full, limits)
     elif last.base_id is None:
-        manifest = _applied(manifest, last.delta, limits)
+        manifest = apply_packed(manifest, last.delta, limits)
     else:
         raise ValueError(f"the chain of snapshot {chain[0].snapshot_id.hex()} is broken at {last.snapshot_id.hex()}")
     for row in reversed(chain[:-1]):
-        manifest = _applied(manifest, row.delta, limits)
+        manifest = apply_packed(manifest, row.delta, limits)
     return manifest
+
+
+class Entries(Mapping[str, bytes]):
+    """A manifest as a map that is read from front to back, without copying it."""
+
+    __slots__ = ("_manifest",)
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+
+    def __len__(self) -> int:
+        return len(self._manifest)
+
+    def __iter__(self) -> Iterator[str]:
+        return self._manifest.paths()
+
+    def __getitem__(self, path: str) -> bytes:
+        found = self._manifest.get(path)
+        if found is None:
+            raise KeyError(path)
+        return found
+
+    def items(self) -> ItemsView[str, bytes]:
+        """Give the entries; one pass."""
+        return _EntryItems(self, self._manifest)
+
+    def values(self) -> ValuesView[bytes]:
+        """Give the digests; one pass."""
+        return _EntryValues(self, self._manifest)
+
+
+class _EntryItems(ItemsView[str, bytes]):
+    def __init__(self, entries: Entries, manifest: Manifest) -> None:
+        super().__init__(entries)
+        self._manifest = manifest
+
+    def __iter__(self) -> Iterator[tuple[str, bytes]]:
+        return self._manifest.items()
+
+
+class _EntryValues(ValuesView[bytes]):
+    def __init__(self, entries: Entries, manifest: Manifest) -> None:
+        super().__init__(entries)
+        self._manifest = manifest
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._manifest.blobs()
 
 
 def full_content(manifest: Manifest) -> bytes:
     """Pack a manifest whole."""
-    return pack_changes(Changes(dict(manifest.items()), (), manifest.directories))
+    return pack_changes(Changes(Entries(manifest), (), manifest.directories))
 
 
-def _applied(manifest: Manifest, packed: bytes, limits: Limits) -> Manifest:
+def apply_packed(manifest: Manifest, packed: bytes, limits: Limits = DEFAULT_LIMITS) -> Manifest:
+    """Apply stored changes; CPU-bound, for a worker thread when they are large."""
+    if len(packed) > _LARGE_BYTES:
+        return _applied_in_slices(manifest, packed, limits)
     changes = unpack_changes(packed)
     return manifest.apply(changes.upsert, changes.remove, changes.directories, limits)
+
+
+def _applied_in_slices(manifest: Manifest, packed: bytes, limits: Limits) -> Manifest:
+    """Apply large changes without having them all unpacked at once.
+
+    Removals come last in the stored form and first in what they mean, so they are read first.
+    """
+    size = len(packed)
+
+    def reader() -> msgpack.Unpacker:
+        return msgpack.Unpacker(
+            io.BytesIO(packed), raw=False, read_size=64 * 1024, max_buffer_size=size + 1, max_str_len=size,
+            max_bin_len=size, max_array_len=size, max_map_len=size,
+        )  # fmt: skip
+
+    tail = reader()
+    tail.read_array_header()
+    for _ in range(2 * tail.read_map_header()):
+        tail.skip()
+    remove, directories = tail.unpack(), tuple(tail.unpack())
+    manifest = manifest.apply({}, remove, (), limits)
+    head = reader()
+    head.read_array_header()
+    left = head.read_map_header()
+    while left:
+        count = min(left, AT_ONCE)
+        manifest = manifest.apply({head.unpack(): head.unpack() for _ in range(count)}, (), (), limits)
+        left -= count
+    return manifest.apply({}, (), directories, limits)

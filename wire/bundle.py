@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 from wire.errors import Code, Refusal, malformed, shown
-from wire.frames import Event, Object, ObjectBegin, ObjectEnd, ObjectPiece, Record
+from wire.frames import SHORT_MEMBERS, Event, Object, ObjectBegin, ObjectEnd, ObjectPiece, Record
 from wire.inflate import ENCODINGS
 from wire.limits import DEFAULT_LIMITS, MIB, Limits
 from wire.pack import PACK_MAGIC
@@ -80,9 +80,10 @@ class BundleReader:
     def _records(self, key: str) -> Generator[Event | None, None, None]:
         parser = self._parser
         for _ in range((yield from parser.member_list(self._limits.commits_per_push, key))):
+            parser.weight = 0
             walk = parser.value() if key in {"commits", "tags"} else parser.snapshot_like()
             record: object = yield from walk
-            yield Record(key, record)
+            yield Record(key, record, parser.weight)
 
     def _object(self) -> Generator[Event | None, None, None]:
         parser = self._parser
@@ -91,6 +92,9 @@ class BundleReader:
         opened = yield from parser.open_map("an object")
         for _ in range(opened.count):
             key = yield from parser.key(opened)
+            if key in SHORT_MEMBERS:
+                members[key] = yield from parser.short_text(opened, key)
+                continue
             if key != "content":
                 members[key] = yield from parser.member(opened)
                 continue

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from wire.errors import malformed
-from wire.ids import Kind
+from wire.ids import Kind, Scheme, format_id
 from wire.limits import DEFAULT_LIMITS, Limits
 
 _BYTES_KEY = "$bytes"
@@ -31,14 +32,49 @@ def canonical_bytes(kind: Kind, record: Mapping[str, object], limits: Limits = D
     Raises:
         Refusal: ``malformed`` when a value has no JSON form or is nested deeper than the limit.
     """
+    text = _json(_to_json(record, min(limits.nesting_depth, NESTING)))
+    return b"%s %d\0" % (kind.value.encode(), len(text)) + text
+
+
+def canonical_with_map(
+    record: Mapping[str, object],
+    key: str,
+    entries: Mapping[str, bytes],
+    scheme: Scheme,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Iterator[bytes]:
+    """Write a snapshot record piece by piece, with a large map of paths to digests as its member ``key``.
+
+    The bytes are those of :func:`canonical_bytes`, if the map gives its paths in order. The length comes first, so it
+    is walked twice.
+    """
+    depth = min(limits.nesting_depth, NESTING) - 1
+    members = {name: _to_json(value, depth) for name, value in record.items() if name != key}
+    before = _json({name: value for name, value in members.items() if name < key})[1:-1]
+    after = _json({name: value for name, value in members.items() if name > key})[1:-1]
+    head = b"{" + before + b"," * bool(before) + _json(key) + b":{"
+    tail = b"}" + b"," * bool(after) + after + b"}"
+    size = len(head) + sum(map(len, _map_pieces(entries, scheme))) + len(tail)
+    yield b"%s %d\0" % (Kind.SNAPSHOT.value.encode(), size) + head
+    yield from _map_pieces(entries, scheme)
+    yield tail
+
+
+def _json(value: object) -> bytes:
     try:
-        text = json.dumps(
-            _to_json(record, min(limits.nesting_depth, NESTING)),
-            sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False,
+        return json.dumps(
+            value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
         ).encode("utf-8")  # fmt: skip
     except UnicodeEncodeError:
-        raise malformed(f"the {kind.value} record holds text that is not valid UTF-8") from None
-    return b"%s %d\0" % (kind.value.encode(), len(text)) + text
+        raise malformed("a record holds text that is not valid UTF-8") from None
+
+
+def _map_pieces(entries: Mapping[str, bytes], scheme: Scheme) -> Iterator[bytes]:
+    separator, walk = b"", iter(entries.items())
+    while part := list(itertools.islice(walk, 1024)):
+        texts = [f'{json.dumps(path, ensure_ascii=False)}:"{format_id(blob, scheme)}"' for path, blob in part]
+        yield separator + ",".join(texts).encode()
+        separator = b","
 
 
 def parse_canonical(stored: bytes) -> tuple[Kind, dict[str, object]]:

@@ -11,7 +11,10 @@ git packs use (git's ``pack-format`` page), because every host already has a rea
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 from wire.errors import Code, Refusal, malformed
+from wire.limits import DEFAULT_LIMITS
 
 _COPY = 0x80
 _MAX_INSERT = 127
@@ -20,39 +23,73 @@ _DEFAULT_COPY = 0x10000
 _MIN_COPY = 16
 
 
-def apply_delta(base: bytes, delta: bytes, limit: int) -> bytes:
-    """Rebuild a content from its base.
+_PIECE_BYTES = 256 * 1024
+
+Buffer = bytes | bytearray
+
+
+def result_size(delta: Buffer, limit: int) -> int:
+    """Read the size a delta's result is stated to have; raises like :func:`delta_pieces`."""
+    _, at = _read_size(delta, 0)
+    size, _ = _read_size(delta, at)
+    if size > limit:
+        raise Refusal(Code.BOMB, f"a delta makes {size} bytes, the limit is {limit}")
+    return size
+
+
+def delta_pieces(
+    base: Buffer, delta: Buffer, limit: int, instructions: int = DEFAULT_LIMITS.delta_instructions
+) -> Generator[Buffer, None, int]:
+    """Rebuild a content from its base, piece by piece; returns how many instructions it took.
 
     Raises:
-        Refusal: ``malformed`` for a delta that does not fit the base, ``bomb`` for a result above ``limit`` bytes.
+        Refusal: ``malformed`` for a delta that does not fit the base, ``bomb`` for a result above ``limit`` bytes,
+            ``too_large`` for more than ``instructions``.
     """
     base_size, at = _read_size(delta, 0)
-    result_size, at = _read_size(delta, at)
+    stated, at = _read_size(delta, at)
     if base_size != len(base):
         raise malformed(f"a delta was made for a base of {base_size} bytes, this one has {len(base)}")
-    if result_size > limit:
-        raise Refusal(Code.BOMB, f"a delta makes {result_size} bytes, the limit is {limit}")
-    result = bytearray()
+    if stated > limit:
+        raise Refusal(Code.BOMB, f"a delta makes {stated} bytes, the limit is {limit}")
+    result, made, count = bytearray(), 0, 0
     while at < len(delta):
         op = delta[at]
         at += 1
+        count += 1
+        if count > instructions:
+            raise Refusal(Code.TOO_LARGE, f"a delta has more than the {instructions} instructions allowed here")
         if op & _COPY:
             offset, size, at = _read_copy(delta, at, op)
             if offset + size > len(base):
                 raise malformed("a delta copies from beyond its base")
-            result += base[offset : offset + size]
+            made += size
         elif op:
             if at + op > len(delta):
                 raise malformed("a delta is cut")
-            result += delta[at : at + op]
-            at += op
+            made += op
         else:
             raise malformed("a delta has the reserved instruction 0")
-        if len(result) > result_size:
+        if made > stated:
             raise malformed("a delta makes more bytes than it states")
-    if len(result) != result_size:
+        if op & _COPY:
+            result += base[offset : offset + size]
+        else:
+            result += delta[at : at + op]
+            at += op
+        if len(result) >= _PIECE_BYTES:
+            yield result
+            result = bytearray()
+    if made != stated:
         raise malformed("a delta makes fewer bytes than it states")
-    return bytes(result)
+    if result:
+        yield result
+    return count
+
+
+def apply_delta(base: Buffer, delta: Buffer, limit: int) -> bytes:
+    """Rebuild a content from its base; raises like :func:`delta_pieces`."""
+    return b"".join(delta_pieces(base, delta, limit))
 
 
 def make_delta(base: bytes, target: bytes) -> bytes:
@@ -107,7 +144,7 @@ def _size(value: int) -> bytes:
     return bytes(out)
 
 
-def _read_size(delta: bytes, at: int) -> tuple[int, int]:
+def _read_size(delta: Buffer, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         if at >= len(delta) or shift > 63:
@@ -120,7 +157,7 @@ def _read_size(delta: bytes, at: int) -> tuple[int, int]:
             return value, at
 
 
-def _read_copy(delta: bytes, at: int, op: int) -> tuple[int, int, int]:
+def _read_copy(delta: Buffer, at: int, op: int) -> tuple[int, int, int]:
     fields = bytearray(7)
     for bit in range(7):
         if op & (1 << bit):

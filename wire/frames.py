@@ -14,7 +14,7 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, cast
 
 import msgpack
@@ -104,6 +104,8 @@ class Record:
 
     kind: str
     record: object
+    weight: int = field(default=0, compare=False)
+    """What it costs in memory, estimated from above."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +157,8 @@ NEED_DATA: Final = NeedData.NEED_DATA
 ObjectEvent = Object | ObjectBegin | ObjectPiece | ObjectEnd
 Event = Header | ObjectEvent | Record | CommitPackEnd | End | Progress | Failure | Result
 
+SHORT_MEMBERS = frozenset({"type", "object_id", "base", "encoding"})
+"""What is kept of an object besides its content: short texts, refused as anything else when they are read."""
 _RECORD_LISTS = frozenset({"commits", "snapshots", "snapshot_deltas"})
 
 
@@ -235,6 +239,8 @@ class FrameReader:
                 spilled = yield from self._content(members)
             elif key in _RECORD_LISTS and self._grammar is Grammar.PUSH:
                 yield from self._records(key)
+            elif key in SHORT_MEMBERS:
+                members[key] = yield from parser.short_text(opened, key)
             else:
                 members[key] = yield from parser.member(opened)
         kind = members.get("type")
@@ -272,8 +278,10 @@ class FrameReader:
         parser = self._parser
         most = self._limits.commits_per_push
         for _ in range((yield from parser.member_list(most, key))):
-            record: Walk[object] = parser.value() if key == "commits" else parser.snapshot_like()
-            yield Record(key, (yield from record))
+            parser.weight = 0
+            walk: Walk[object] = parser.value() if key == "commits" else parser.snapshot_like()
+            record = yield from walk
+            yield Record(key, record, parser.weight)
 
     def _close(self, kind: object, members: dict[str, object], spilled: bool) -> Iterator[Event]:
         """Check a complete frame against the grammar and make its events."""

@@ -29,14 +29,24 @@ class Limits:
     """Objects of one push, whether the server has them or not."""
     commits_per_push: int = 50_000
     """Commits of one push."""
+    snapshots_per_push: int = 50_000
+    """Snapshot records of one push: as many as it may have commits."""
+    snapshot_push_bytes: int = 2 * GIB
+    """All bytes the snapshots of one push may make the server write: 200 bytes received may stand for a large tree."""
     manifest_entries: int = 1_000_000
     """Paths of one snapshot."""
     manifest_text_bytes: int = 128 * MIB
     """Path bytes of one manifest: a million paths of ordinary length (git's own trees average under 60)."""
+    manifest_directories: int = 100_000
+    """Entries of a snapshot's ``directories``: unlike paths they are kept one by one."""
     inflated_push_bytes: int = 4 * GIB
     """All inflated object bytes of one push."""
     delta_bytes: int = 16 * MIB
-    """Largest base and result of a ``delta+…`` object: both are held in memory."""
+    """Largest base and result of a ``delta+…`` object: the base and the delta are held in memory."""
+    delta_instructions: int = 262_144
+    """Instructions of one such delta: inserting 16 MiB takes half of them."""
+    delta_push_instructions: int = 20_000_000
+    """Instructions of all deltas of one push: some ten seconds of work, and 40 for each of 500,000 objects."""
     zstd_window_bytes: int = 8 * MIB
     """RFC 8878 §3.1.1.1.2 asks decoders to support 8 MiB and lets them refuse more."""
     record_bytes: int = MIB

@@ -6,15 +6,17 @@ are shared with the base. So a history of 1,000 commits over a 5,000-file tree n
 manifest again: per commit it edits a few blocks and hashes the joined text.
 
 Safety of paths against one another (equal after folding, a file where another path needs a directory) is kept
-in a persistent map of folded names beside the blocks, and checked for added paths only.
+in sorted blocks of folded names beside them, and checked for added paths only. "/" sorts first there: whatever lies
+below a name follows it at once, so that neighbours tell all, and nothing is kept for the directories of a path.
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable, Iterator, Mapping
-
-import immutables
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from wire.errors import Code, Refusal
 from wire.ids import Kind, Scheme, hasher_for
@@ -24,10 +26,13 @@ from wire.paths import PathPolicy, check_path, fold
 _BLOCK_ENTRIES = 64
 _SPLIT_ENTRIES = 2 * _BLOCK_ENTRIES
 _HASH_BLOCKS = 128
-_FILE = 0
-
-_Names = immutables.Map[str, int]
-"""Folded name → 0 for a file, or the number of children for a directory."""
+AT_ONCE = 4_096
+"""Entries changed at once: what is derived in between is given back before the next."""
+_BLOCK_OVERHEAD_BYTES = 128
+"""The object itself, its first entry, and its two places in lists."""
+_TEXT_OVERHEAD_BYTES = 64
+_AMBIGUOUS = re.compile(r"[0-9a-f]{64}\Z")
+"""As a directory its text would be that of a file named ``dir`` with this object id (protocol §1)."""
 
 
 class Manifest:
@@ -37,7 +42,7 @@ class Manifest:
 
     def __init__(
         self, blocks: list[bytes], firsts: list[bytes], count: int, joined_bytes: int,
-        directories: tuple[str, ...], policy: PathPolicy, names: _Names | None,
+        directories: tuple[str, ...], policy: PathPolicy | None, names: _Names,
     ) -> None:  # fmt: skip
         self._blocks = blocks
         self._firsts = firsts
@@ -54,6 +59,12 @@ class Manifest:
     def text_bytes(self) -> int:
         """Length in bytes of the file entries' text: a measure of the memory a manifest stands for."""
         return max(self._joined_bytes - 1, 0)
+
+    def parts(self) -> Iterator[tuple[int, int]]:
+        """Give what it keeps in memory as (identity, bytes): parts that two manifests share have one identity."""
+        for block in itertools.chain(self._blocks, self._names.blocks):
+            yield id(block), len(block) + _BLOCK_OVERHEAD_BYTES
+        yield id(self.directories), sum(len(path) + _TEXT_OVERHEAD_BYTES for path in self.directories)
 
     def items(self) -> Iterator[tuple[str, bytes]]:
         """Give ``(path, digest)`` in manifest order."""
@@ -109,68 +120,89 @@ class Manifest:
             Refusal: ``unsafe_path`` for a path that is unsafe alone or beside the others, ``too_large`` above
                 the entry or text limit.
         """
+        removed, derived = list(remove), self
+        if len(upsert) + len(removed) > AT_ONCE:  # removals first: of what is left, any two that collide stay
+            for start in range(0, len(removed), AT_ONCE):
+                derived = self._changed(derived, {}, removed[start : start + AT_ONCE], limits)
+            if isinstance(upsert, dict):  # in order, each slice touches few blocks
+                paths = sorted(upsert)
+                for start in range(0, len(paths), AT_ONCE):
+                    part = {path: upsert[path] for path in paths[start : start + AT_ONCE]}
+                    derived = self._changed(derived, part, (), limits)
+            else:
+                entries = iter(upsert.items())
+                while part := dict(itertools.islice(entries, 4 * AT_ONCE)):
+                    derived = self._changed(derived, part, (), limits)
+        elif upsert or removed:
+            derived = self._changed(self, upsert, removed, limits)
+        return self._with_directories(derived, self, tuple(sorted(directories)), limits)
+
+    @staticmethod
+    def _changed(base: Manifest, upsert: Mapping[str, bytes], remove: Iterable[str], limits: Limits) -> Manifest:
         changes: dict[bytes, bytes | None] = {path.encode("utf-8", "surrogatepass"): None for path in remove}
         for path, digest in upsert.items():
             changes[path.encode("utf-8", "surrogatepass")] = digest.hex().encode()
-        blocks, firsts = list(self._blocks), list(self._firsts)
+        blocks, firsts = list(base._blocks), list(base._firsts)
         added, removed, joined_bytes = _edit(blocks, firsts, changes)
-        count = self._count + len(added) - len(removed)
-        joined_bytes += self._joined_bytes
+        count = base._count + len(added) - len(removed)
+        joined_bytes += base._joined_bytes
         if count > limits.manifest_entries:
             raise Refusal(Code.TOO_LARGE, f"a manifest has {count} entries, the limit is {limits.manifest_entries}")
         if joined_bytes > limits.manifest_text_bytes:
             raise Refusal(
                 Code.TOO_LARGE, f"a manifest's text has {joined_bytes} bytes, the limit is {limits.manifest_text_bytes}"
             )
-        names = self._names
-        directories = tuple(sorted(directories))
-        directories_changed = directories != self.directories
-        if added or removed or directories_changed:
+        names = base._names
+        if base.policy is not None and (added or removed):
             added_paths = [_decode_path(path) for path in added]
             for path in added_paths:
-                check_path(path, self.policy, limits)
-            names = self._edit_names(added_paths, [path.decode() for path in removed])
-            if directories and (directories_changed or added):
-                _check_directories(directories, names, self.policy, limits)
-        return Manifest(blocks, firsts, count, joined_bytes, directories, self.policy, names)
+                check_path(path, base.policy, limits)
+            names = names.edited([path.decode() for path in removed], added_paths, _key_of(base.policy))
+        return Manifest(blocks, firsts, count, joined_bytes, base.directories, base.policy, names)
+
+    @staticmethod
+    def _with_directories(derived: Manifest, base: Manifest, directories: tuple[str, ...], limits: Limits) -> Manifest:
+        if (
+            directories
+            and derived.policy is not None
+            and (directories != base.directories or derived._names is not base._names)
+        ):
+            _check_directories(directories, derived._names, derived.policy, limits)
+        if directories == derived.directories:
+            return derived
+        return Manifest(
+            derived._blocks, derived._firsts, derived._count, derived._joined_bytes, directories, derived.policy,
+            derived._names,
+        )  # fmt: skip
 
     def changes_to(self, target: Manifest) -> tuple[dict[str, bytes], list[str]]:
         """Give ``(upsert, remove)`` that turn this manifest into ``target``; shared blocks cost nothing."""
         ours, theirs = set(self._blocks), set(target._blocks)
-        old: dict[bytes, bytes] = {}
-        for block in self._blocks:
-            if block not in theirs:
-                old.update(_parse_block(block))
-        new: dict[bytes, bytes] = {}
-        for block in target._blocks:
-            if block not in ours:
-                new.update(_parse_block(block))
-        upsert = {
-            path.decode(): bytes.fromhex(digest.decode()) for path, digest in new.items() if old.get(path) != digest
-        }
-        return upsert, [path.decode() for path in old if path not in new]
-
-    def _edit_names(self, added: list[str], removed: list[str]) -> _Names:
-        base = self._names
-        names = (base if base is not None else self._build_names()).mutate()
-        key = _key_of(self.policy)
-        for path in removed:
-            _forget(names, key(path))
-        for path in added:
-            _enter(names, key(path), path)
-        return names.finish()
-
-    def _build_names(self) -> _Names:
-        names = immutables.Map[str, int]().mutate()
-        key = _key_of(self.policy)
-        for path in self.paths():
-            _enter(names, key(path), path)
-        return names.finish()
+        old = _entries(block for block in self._blocks if block not in theirs)
+        new = _entries(block for block in target._blocks if block not in ours)
+        upsert: dict[str, bytes] = {}
+        remove: list[str] = []
+        before, after = next(old, None), next(new, None)
+        while before is not None or after is not None:
+            if after is None or (before is not None and before[0] < after[0]):
+                assert before is not None
+                remove.append(before[0].decode())
+                before = next(old, None)
+                continue
+            if before is None or after[0] < before[0] or after[1] != before[1]:
+                upsert[after[0].decode()] = bytes.fromhex(after[1].decode())
+            if before is not None and before[0] == after[0]:
+                before = next(old, None)
+            after = next(new, None)
+        return upsert, remove
 
 
-def empty(policy: PathPolicy = PathPolicy.PORTABLE) -> Manifest:
-    """Give the empty manifest, from which every other one is derived."""
-    return Manifest([], [], 0, 0, (), policy, immutables.Map())
+def empty(policy: PathPolicy | None = PathPolicy.PORTABLE) -> Manifest:
+    """Give the empty manifest, from which every other one is derived.
+
+    Without a policy paths are not looked at: for rebuilding what was checked when it came in.
+    """
+    return Manifest([], [], 0, 0, (), policy, _Names((), ()))
 
 
 def _edit(
@@ -225,6 +257,11 @@ def _parse_block(block: bytes) -> dict[bytes, bytes]:
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
+def _entries(blocks: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    for block in blocks:
+        yield from _parse_block(block).items()
+
+
 def _decode_path(path: bytes) -> str:
     try:
         return path.decode()
@@ -240,53 +277,102 @@ def _key_of(policy: PathPolicy) -> Callable[[str], str]:
     return fold if policy is PathPolicy.PORTABLE else str
 
 
-def _enter(names: immutables.MapMutation[str, int], key: str, path: str) -> None:
-    if key in names:
-        what = "another path" if names[key] == _FILE else "a directory of other paths"
-        raise Refusal(Code.UNSAFE_PATH, f"the path {path[:200]!a} equals {what}", path=path[:200])
-    names[key] = _FILE
-    parent = key.rpartition("/")[0]
-    while parent:
-        children = names.get(parent)
-        if children == _FILE:
-            raise Refusal(
-                Code.UNSAFE_PATH, f"the path {path[:200]!a} lies below a path that is a file", path=path[:200]
-            )
-        names[parent] = (children or 0) + 1
-        if children is not None:
-            break
-        parent = parent.rpartition("/")[0]
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """The folded names of a manifest's files, sorted; immutable like the blocks of the manifest itself."""
+
+    blocks: Sequence[bytes]
+    """Names in UTF-8, "/" written as NUL, joined by newlines: no path has either of them."""
+    firsts: Sequence[bytes]
+
+    def edited(self, removed: list[str], added: list[str], key: Callable[[str], str]) -> _Names:
+        """Remove names, then add names.
+
+        Raises:
+            Refusal: ``unsafe_path`` for an added one that cannot live beside the others.
+        """
+        gone = {_name(path, key) for path in removed}
+        new = sorted((_name(path, key), path) for path in added)
+        for (one, _), (other, path) in itertools.pairwise(new):
+            if one == other:
+                raise Refusal(Code.UNSAFE_PATH, f"the path {path[:200]!a} equals another path", path=path[:200])
+        blocks, firsts = list(self.blocks), list(self.firsts)
+        groups: dict[int, tuple[set[bytes], list[bytes]]] = {}
+        for name in gone:
+            at = max(bisect.bisect_right(firsts, name) - 1, 0)
+            groups.setdefault(at, (set(), []))[0].add(name)
+        for name, _ in new:
+            at = max(bisect.bisect_right(firsts, name) - 1, 0)
+            groups.setdefault(at, (set(), []))[1].append(name)
+        for at in sorted(groups, reverse=True):
+            less, more = groups[at]
+            names = [name for name in (blocks[at].split(b"\n") if blocks else []) if name not in less] + more
+            names.sort()
+            step = len(names) if len(names) <= _SPLIT_ENTRIES else _BLOCK_ENTRIES
+            pieces = [names[start : start + step] for start in range(0, len(names), max(step, 1))]
+            blocks[at : at + 1] = [b"\n".join(piece) for piece in pieces]
+            firsts[at : at + 1] = [piece[0] for piece in pieces]
+        names_now = _Names(blocks, firsts)
+        names_now._check(new)
+        return names_now
+
+    def at_or_before(self, name: bytes) -> bytes | None:
+        """Give the last name that is not behind this one."""
+        at = bisect.bisect_right(self.firsts, name) - 1
+        if at < 0:
+            return None
+        names = self.blocks[at].split(b"\n")
+        return names[bisect.bisect_right(names, name) - 1]
+
+    def _check(self, added: list[tuple[bytes, str]]) -> None:
+        known, names = -1, [b""]
+        for name, path in added:
+            at = bisect.bisect_right(self.firsts, name) - 1
+            if at != known:
+                known, names = at, self.blocks[at].split(b"\n")
+            place = bisect.bisect_left(names, name)
+            if place:
+                before: bytes | None = names[place - 1]
+            else:
+                before = self.blocks[at - 1].rpartition(b"\n")[2] if at else None
+            if place + 1 < len(names):
+                after: bytes | None = names[place + 1]
+            else:
+                after = self.firsts[at + 1] if at + 1 < len(self.firsts) else None
+            if name in {before, after}:
+                what = "equals another path"
+            elif before is not None and name.startswith(before + b"\0"):
+                what = "lies below a path that is a file"
+            elif after is not None and after.startswith(name + b"\0"):
+                what = "equals a directory of other paths"
+            else:
+                continue
+            raise Refusal(Code.UNSAFE_PATH, f"the path {path[:200]!a} {what}", path=path[:200])
 
 
-def _forget(names: immutables.MapMutation[str, int], key: str) -> None:
-    if names.get(key) != _FILE:
-        return
-    del names[key]
-    parent = key.rpartition("/")[0]
-    while parent:
-        children = names.get(parent, 0) - 1
-        if children > 0:
-            names[parent] = children
-            break
-        if children == 0:
-            del names[parent]
-        parent = parent.rpartition("/")[0]
+def _name(path: str, key: Callable[[str], str]) -> bytes:
+    return key(path).replace("/", "\0").encode()
 
 
 def _check_directories(directories: tuple[str, ...], names: _Names, policy: PathPolicy, limits: Limits) -> None:
     key = _key_of(policy)
-    seen: set[str] = set()
+    seen: set[bytes] = set()
     for path in directories:
-        name = key(check_path(path, policy, limits))
+        name = _name(check_path(path, policy, limits), key)
+        if _AMBIGUOUS.match(path):
+            raise Refusal(
+                Code.UNSAFE_PATH,
+                f"the directory {path!a} is named like an object id, and a file 'dir' with that id would read the same",
+                path=path,
+            )
         if name in seen:
             raise Refusal(Code.UNSAFE_PATH, f"the directory {path[:200]!a} equals another one", path=path[:200])
         seen.add(name)
-        while name:
-            if names.get(name) == _FILE:
-                raise Refusal(
-                    Code.UNSAFE_PATH, f"the directory {path[:200]!a} needs a path that is a file", path=path[:200]
-                )
-            name = name.rpartition("/")[0]
+        file = names.at_or_before(name)
+        if file is not None and (name == file or name.startswith(file + b"\0")):
+            raise Refusal(
+                Code.UNSAFE_PATH, f"the directory {path[:200]!a} needs a path that is a file", path=path[:200]
+            )
 
 
 def check_id(manifest: Manifest, snapshot_id: bytes, scheme: Scheme) -> None:

@@ -213,6 +213,11 @@ def record_bytes(record: object) -> bytes:
     return _U64.pack(len(packed)) + packed
 
 
+def record_head(size: int) -> bytes:
+    """Give what stands before a record of ``size`` bytes that is written piece by piece."""
+    return _U64.pack(size)
+
+
 def _sections(table: bytes, start: int) -> list[tuple[Section, int, int]]:
     """Read the table; sections must be of known type, apart from one another, and come once each."""
     found: list[tuple[Section, int, int]] = []

@@ -83,7 +83,7 @@ def _path_problem(path: str, policy: PathPolicy, limits: Limits) -> str | None:
     return None
 
 
-@functools.lru_cache(maxsize=65536)
+@functools.lru_cache(maxsize=4096)
 def _component_problem(name: str, policy: PathPolicy, limit: int) -> str | None:
     if name == "":
         return "has an empty component"

@@ -8,7 +8,7 @@ generators that yield when bytes run out, which keeps this layer free of I/O.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ import msgpack
 from wire.canonical import check_nesting, unique_map
 from wire.errors import Code, Refusal, malformed, shown
 from wire.limits import DEFAULT_LIMITS, KIB, Limits
+from wire.path_map import PathMap
 
 T = TypeVar("T")
 Walk = Generator[None, None, T]
@@ -26,6 +27,12 @@ FEED_BYTES = 64 * KIB
 """Feed at most this much at a time; the buffer is sized for one value and one feed."""
 MAP_MEMBERS = 64
 """Members of a frame or record map: the widest record of protocol §1 has 24."""
+SHORT_TEXT_CHARS = 128
+"""Ids, encodings and types: the longest has 71."""
+LARGE_MAP_ENTRIES = 16_384
+"""Maps of paths above this size are kept as bytes (see ``wire.path_map``)."""
+_PATH_BYTES, _ENTRY_BYTES = 112, 320
+"""What Python spends on a path in a list, and on a path with its id in a map, besides the path itself."""
 _BIN_HEADER_BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4}
 _NIL = 0xC0
 
@@ -47,6 +54,8 @@ class PullParser:
         value_bytes = limits.record_bytes
         self.limits = limits
         self._fed = 0
+        self.weight = 0
+        """What the values taken so far cost in memory, estimated from above; to be reset by the caller."""
         self._containers = _Containers(limits.value_containers)
         self._unpacker = msgpack.Unpacker(
             raw=False, strict_map_key=True, list_hook=self._containers.list,
@@ -88,7 +97,7 @@ class PullParser:
     def value(self, taken: int = 0) -> Walk[object]:
         """Take one whole small value; ``taken`` bytes of its allowance are used up already."""
         start, most = self.consumed, self.limits.record_bytes - taken
-        self._containers.count = 0
+        self._containers.count = self._containers.weight = 0
         value: object
         while True:
             try:
@@ -102,7 +111,17 @@ class PullParser:
                 raise self._damaged(error) from None
         if self.consumed - start > most:
             raise self._too_large()
+        self.weight += self._containers.weight + self.consumed - start + _TEXT_BYTES
         check_nesting(value)
+        return value
+
+    def short_text(self, opened: OpenMap, what: str) -> Walk[str | None]:
+        """Take a member that is a short text or nil: nothing longer is ever kept of it."""
+        value = yield from self.member(opened)
+        if value is not None and not isinstance(value, str):
+            raise malformed(f"{what} is not text")
+        if value is not None and len(value) > SHORT_TEXT_CHARS:
+            raise malformed(f"{what} is a text of {len(value)} characters: {shown(value, 40)}")
         return value
 
     def key(self, opened: OpenMap) -> Walk[str]:
@@ -166,12 +185,14 @@ class PullParser:
                 record[key] = yield from self.member(opened)
         return record
 
-    def _path_map(self, what: str) -> Walk[dict[str, object] | None]:
+    def _path_map(self, what: str) -> Walk[Mapping[str, object] | None]:
         count = yield from self._container(what, fixed=0x80, wide=0xDE)
         if count is None:
             return None
         unpack, size = self._unpacker.unpack, 0
+        large = PathMap() if count > LARGE_MAP_ENTRIES else None
         result: dict[str, object] = {}
+        before = self.weight
         for _ in range(count):
             try:
                 path = unpack()
@@ -179,25 +200,38 @@ class PullParser:
                 path = yield from self.value()
             except _DECODE_ERRORS as error:
                 raise self._damaged(error) from None
-            oid = yield from self.value()
+            try:
+                oid = unpack()
+            except msgpack.OutOfData:
+                oid = yield from self.value()
+            except _DECODE_ERRORS as error:
+                raise self._damaged(error) from None
             if not isinstance(path, str):
                 raise malformed(f"a path in {what} is not text")
-            if not isinstance(oid, str):
-                raise malformed(f"an object id in {what} is not text")
+            if not isinstance(oid, str) or len(oid) > SHORT_TEXT_CHARS:
+                raise malformed(f"an object id in {what} is not an id")
             size += self._path_size(path)
             if size > self.limits.manifest_text_bytes:
                 raise Refusal(Code.TOO_LARGE, f"{what} has more than {self.limits.manifest_text_bytes} bytes of paths")
-            result[path] = oid
-        if len(result) != count:
+            if large is not None:
+                large.add(path, oid)
+            else:
+                result[path] = oid
+        self.weight = before + (size + count * _ENTRY_BYTES if large is None else large.held_bytes)
+        if len(result) != count if large is None else not large.finish():
             raise malformed(f"{what} names a path twice")
-        return result
+        return result if large is None else large
 
     def _path_list(self, what: str) -> Walk[list[object] | None]:
         count = yield from self._container(what, fixed=0x90, wide=0xDC)
         if count is None:
             return None
+        if what == "directories" and count > self.limits.manifest_directories:
+            raise Refusal(
+                Code.TOO_LARGE, f"{what} has {count} entries, the limit is {self.limits.manifest_directories}"
+            )
         result: list[object] = []
-        size = 0
+        size, before = 0, self.weight
         for _ in range(count):
             path = yield from self.value()
             if not isinstance(path, str):
@@ -206,6 +240,7 @@ class PullParser:
             if size > self.limits.manifest_text_bytes:
                 raise Refusal(Code.TOO_LARGE, f"{what} has more than {self.limits.manifest_text_bytes} bytes of paths")
             result.append(path)
+        self.weight = before + size + count * _PATH_BYTES
         return result
 
     def _path_size(self, path: str) -> int:
@@ -259,23 +294,29 @@ class PullParser:
 _DECODE_ERRORS = (msgpack.FormatError, msgpack.StackError, msgpack.ExtraData, ValueError, TypeError, OverflowError)
 
 
+_LIST_BYTES, _TEXT_BYTES, _MEMBER_BYTES = 56, 64, 224
+"""What Python spends on a list, on a short text with its place in a list, and on a member of a map."""
+
+
 class _Containers:
     """Count the lists and maps of a value while they are built: a one-byte list takes 64 bytes of memory."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self.count = 0
+        self.weight = 0
 
     def list(self, items: list[object]) -> list[object]:
-        self._add()
+        self._add(_LIST_BYTES + len(items) * _TEXT_BYTES)
         return items
 
     def map(self, pairs: Sequence[tuple[object, object]]) -> dict[str, object]:
-        self._add()
+        self._add(_LIST_BYTES + len(pairs) * _MEMBER_BYTES)
         return unique_map(pairs)
 
-    def _add(self) -> None:
+    def _add(self, weight: int) -> None:
         self.count += 1
+        self.weight += weight
         if self.count > self._most:
             raise Refusal(Code.TOO_LARGE, f"one value has more than {self._most} lists and maps")
 

@@ -14,6 +14,7 @@ from wire.canonical import canonical_bytes, check_plain_value
 from wire.errors import Code, Refusal, malformed
 from wire.ids import Kind, Scheme, format_id, hash_bytes, parse_id
 from wire.limits import DEFAULT_LIMITS, Limits
+from wire.path_map import BlobMap, PathMap
 
 Record = Mapping[str, object]
 
@@ -122,6 +123,8 @@ def parse_snapshot_delta(record: object, scheme: Scheme, limits: Limits = DEFAUL
         raise malformed("a snapshot delta has both delta_upsert and delta_add")
     upsert = raw.get("delta_upsert", raw.get("delta_add"))
     base = raw.get("parent_snapshot_id")
+    if base is not None and base == raw.get("snapshot_id"):
+        raise malformed("a snapshot delta builds on itself")
     return SnapshotDelta(
         parse_id(raw.get("snapshot_id"), scheme, "snapshot_id"),
         None if base is None else parse_id(base, scheme, "parent_snapshot_id"),
@@ -200,11 +203,13 @@ def _hashed_text(record: Record, key: str, *, optional: bool = False) -> str:
     return value
 
 
-def _oids(value: object, what: str, scheme: Scheme, limits: Limits) -> dict[str, bytes]:
+def _oids(value: object, what: str, scheme: Scheme, limits: Limits) -> Mapping[str, bytes]:
     if not isinstance(value, Mapping):
         raise malformed(f"{what} is not a map of path to object id")
     if len(value) > limits.manifest_entries:
         raise Refusal(Code.TOO_LARGE, f"{what} has {len(value)} entries, the limit is {limits.manifest_entries}")
+    if isinstance(value, PathMap):
+        return BlobMap(value, scheme)
     result: dict[str, bytes] = {}
     for path, oid in value.items():
         if not isinstance(path, str):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -27,7 +27,7 @@ from storage.rows import Repository
 from storage.slots import Slots
 from wire.ids import Kind, Scheme, hash_bytes, hasher_for
 from wire.limits import Limits
-from wire.mpack import MPackWriter, Section, record_bytes, record_section_head
+from wire.mpack import MPackWriter, Section, record_section_head
 from wire.pack import PackWriter, pack_size
 
 FETCHES_AT_ONCE = 8
@@ -64,10 +64,10 @@ async def fetch(
     services: FetchServices, repository: Repository, want: list[bytes], have: list[bytes], depth: int | None
 ) -> FetchAnswer:
     """Plan, assemble and store the answer to a fetch; see ``plan_fetch`` and ``assemble`` for what is raised."""
-    plan = await plan_fetch(services.index, repository, want, have, depth)
-    if not plan.commits:
-        return FetchAnswer(None, 0, 0, 0)
-    async with services.slots.hold(1):
+    async with services.slots.hold(1):  # the plan of a long history is no small thing either
+        plan = await plan_fetch(services.index, repository, want, have, depth)
+        if not plan.commits:
+            return FetchAnswer(None, 0, 0, 0)
         return await assemble(services, repository, plan)
 
 
@@ -83,8 +83,8 @@ async def assemble(services: FetchServices, repository: Repository, plan: FetchP
     async with SpoolDirectory(services.spool_dir, name) as spools:
         snapshots, commits = spools.new(), spools.new()
         contents = ContentWriter(services.index, repository.number, scheme, plan, services.limits)
-        await contents.run(_into(snapshots), _into(commits))
-        places = await _locate(services.index, scheme, contents.blobs)
+        await contents.run_into(snapshots, commits)
+        places = await _locate(services.index, repository.number, scheme, contents.blobs)
         snapshot_head, commit_head = record_section_head(contents.snapshots), record_section_head(len(plan.commits))
         writer = MPackWriter([
             (Section.OBJECTS, pack_size(places.sizes)),
@@ -101,13 +101,6 @@ async def assemble(services: FetchServices, repository: Repository, plan: FetchP
             mpack_id = await trio.to_thread.run_sync(output.close)
         await services.store.put_file(fetch_pack_key(mpack_id), path)
     return FetchAnswer(mpack_id, len(plan.commits), len(places), output.size, plan.shallow)
-
-
-def _into(spool: Spool) -> Callable[[Mapping[str, object]], Awaitable[None]]:
-    async def sink(record: Mapping[str, object]) -> None:
-        await spool.append(record_bytes(record))
-
-    return sink
 
 
 class _Places:
@@ -177,14 +170,14 @@ class _Output:
         self.size += len(data)
 
 
-async def _locate(index: Index, scheme: Scheme, blobs: BlobList) -> _Places:
+async def _locate(index: Index, repo: int, scheme: Scheme, blobs: BlobList) -> _Places:
     places = _Places()
     for part in blobs.parts(_LOOKUP_BATCH):
-        found = await index.places(scheme, part)
+        found = await index.held_places(repo, scheme, part)
         for blob_id in part:
             place = found.get(blob_id)
             if place is None:
-                raise ObjectDamaged(f"the index does not know where object {blob_id.hex()} is")
+                raise ObjectDamaged(f"the index does not know where object {blob_id.hex()} of this repository is")
             places.add(place)
     return places
 

@@ -6,65 +6,198 @@ add and no earlier one did. Blob ids are kept as 32 raw bytes each.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+import itertools
+from array import array
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
+import msgpack
 import trio
 
 from actors.fetch.plan import FetchPlan
 from actors.manifests import ManifestCache
+from actors.spool import Spool
 from storage.errors import ObjectDamaged
 from storage.index import History
 from storage.rows import SnapshotRow
-from storage.snapshots import Changes, unpack_changes
+from storage.snapshots import Changes, Entries, unpack_changes
 from wire.canonical import parse_canonical
 from wire.graph import CommitFacts
-from wire.ids import DIGEST_BYTES, Scheme
+from wire.ids import DIGEST_BYTES, Scheme, format_id
 from wire.limits import Limits
-from wire.paths import PathPolicy
+from wire.manifest import AT_ONCE
+from wire.mpack import record_bytes, record_head
 from wire.records import Snapshot, SnapshotDelta, delta_record, snapshot_record
 
+T = TypeVar("T")
 _BATCH = 200
+_WORK_BYTES = 256 * 1024
+"""Stored bytes turned into records by one worker thread at once: parsed they take up to twenty times as much."""
 
 Sink = Callable[[Mapping[str, object]], Awaitable[None]]
 """Takes one record."""
+Read = Callable[[Sequence[bytes]], Awaitable[Mapping[bytes, T]]]
 
 
-@dataclass(slots=True)
 class BlobList:
-    """Distinct blob ids in the order they were added."""
+    """Distinct blob ids in the order they were added, in some 40 bytes each."""
 
-    _ids: bytearray = field(default_factory=bytearray)
-    _seen: set[bytes] = field(default_factory=set)
+    def __init__(self) -> None:
+        self._ids = bytearray()
+        self._slots = array("I", bytes(4 * 1024))
+        """A hash table of numbers of ids, from 1."""
+        self._excluded = 0
 
     def __len__(self) -> int:
-        return len(self._ids) // DIGEST_BYTES
+        return len(self._ids) // DIGEST_BYTES - self._excluded
 
     def exclude(self, blob_id: bytes) -> None:
-        """Never add this one: the client has it."""
-        self._seen.add(blob_id)
+        """Never add this one: the client has it. Comes before the first :meth:`add`."""
+        assert not len(self)
+        self._excluded += self._put(blob_id)
 
     def add(self, blob_id: bytes) -> None:
         """Add an id that is new."""
-        if blob_id not in self._seen:
-            self._seen.add(blob_id)
-            self._ids += blob_id
+        self._put(blob_id)
+
+    def add_all(self, blob_ids: Iterable[bytes]) -> None:
+        """Add those that are new."""
+        for blob_id in blob_ids:
+            self._put(blob_id)
+
+    def exclude_all(self, blob_ids: Iterable[bytes]) -> None:
+        """Exclude many."""
+        for blob_id in blob_ids:
+            self.exclude(blob_id)
 
     def finish(self) -> None:
-        """Forget what was seen; nothing is added any more."""
-        self._seen = set()
+        """Forget what was excluded and seen; nothing is added any more."""
+        del self._ids[: self._excluded * DIGEST_BYTES]
+        self._excluded, self._slots = 0, array("I")
 
     def parts(self, size: int) -> Iterator[list[bytes]]:
         """Give the ids in lists of at most ``size``."""
-        view = memoryview(self._ids)
-        for start in range(0, len(view), size * DIGEST_BYTES):
-            part = view[start : start + size * DIGEST_BYTES]
-            yield [bytes(part[at : at + DIGEST_BYTES]) for at in range(0, len(part), DIGEST_BYTES)]
+        for start in range(self._excluded * DIGEST_BYTES, len(self._ids), size * DIGEST_BYTES):
+            part = bytes(self._ids[start : start + size * DIGEST_BYTES])
+            yield [part[at : at + DIGEST_BYTES] for at in range(0, len(part), DIGEST_BYTES)]
+
+    def _put(self, blob_id: bytes) -> bool:
+        slots, ids = self._slots, self._ids
+        mask = len(slots) - 1
+        at = hash(blob_id) & mask
+        while number := slots[at]:
+            if ids[(number - 1) * DIGEST_BYTES : number * DIGEST_BYTES] == blob_id:
+                return False
+            at = (at + 1) & mask
+        ids += blob_id
+        count = len(ids) // DIGEST_BYTES
+        slots[at] = count
+        if count * 3 > len(slots) * 2:
+            self._grow()
+        return True
+
+    def _grow(self) -> None:
+        slots = array("I", bytes(8 * len(self._slots)))
+        mask = len(slots) - 1
+        for number, start in enumerate(range(0, len(self._ids), DIGEST_BYTES), 1):
+            at = hash(bytes(self._ids[start : start + DIGEST_BYTES])) & mask
+            while slots[at]:
+                at = (at + 1) & mask
+            slots[at] = number
+        self._slots = slots
+
+
+@dataclass(frozen=True, slots=True)
+class _CommitOut:
+    """A commit on its way out."""
+
+    body: bytes
+
+    @property
+    def cost(self) -> int:
+        return len(self.body)
+
+    def blobs(self) -> Iterable[bytes]:
+        return ()
+
+    def record(self) -> Mapping[str, object]:
+        return parse_canonical(self.body)[1]
+
+    def write(self, spool: Spool) -> None:
+        spool.add(record_bytes(self.record()))
+
+
+@dataclass(frozen=True, slots=True)
+class _SnapshotOut:
+    """A snapshot on its way out: as packed changes, or unpacked ones."""
+
+    snapshot_id: bytes
+    base_id: bytes | None
+    changes: bytes | Changes
+    extras: bytes
+    scheme: Scheme
+
+    @property
+    def cost(self) -> int:
+        size = len(self.changes) if isinstance(self.changes, bytes) else 100 * len(self.changes.upsert)
+        return size + len(self.extras)
+
+    def blobs(self) -> Iterable[bytes]:
+        return self._unpacked().upsert.values()
+
+    def record(self) -> Mapping[str, object]:
+        return self._record(self._unpacked().upsert)
+
+    def write(self, spool: Spool) -> None:
+        entries = self._unpacked().upsert
+        if len(entries) <= AT_ONCE:
+            spool.add(record_bytes(self._record(entries)))
+            return
+        record = self._record({})
+        key = "manifest" if self.base_id is None else "delta_upsert"
+        spool.add(record_head(sum(map(len, self._pieces(record, key, entries)))))
+        for piece in self._pieces(record, key, entries):
+            spool.add(piece)
+
+    def _unpacked(self) -> Changes:
+        return unpack_changes(self.changes) if isinstance(self.changes, bytes) else self.changes
+
+    def _record(self, entries: Mapping[str, bytes]) -> dict[str, object]:
+        changes, extras = self._unpacked(), parse_canonical(self.extras)[1] if self.extras else {}
+        if self.base_id is None:
+            return snapshot_record(Snapshot(self.snapshot_id, entries, changes.directories, extras), self.scheme)
+        delta = SnapshotDelta(
+            self.snapshot_id, self.base_id, entries, tuple(changes.remove), changes.directories, extras
+        )
+        return delta_record(delta, self.scheme)
+
+    def _pieces(self, record: Mapping[str, object], key: str, entries: Mapping[str, bytes]) -> Iterator[bytes]:
+        """Give the record with a large map of paths as msgpack, never holding it whole."""
+        packer = msgpack.Packer(autoreset=False)
+        packer.pack_map_header(len(record))
+        for name, value in record.items():
+            if name != key:
+                packer.pack(name)
+                packer.pack(value)
+        packer.pack(key)
+        packer.pack_map_header(len(entries))
+        walk = iter(entries.items())
+        while part := list(itertools.islice(walk, 1024)):
+            for path, blob in part:
+                packer.pack(path)
+                packer.pack(format_id(blob, self.scheme))
+            yield packer.bytes()
+            packer.reset()
+
+
+_Out = _CommitOut | _SnapshotOut
+Deliver = Callable[[list[_Out]], Awaitable[None]]
 
 
 @dataclass(slots=True)
 class ContentWriter:
-    """Write the SNAPSHOTS and COMMITS records of a plan into two sinks, and list the blobs they need."""
+    """Write the SNAPSHOTS and COMMITS records of a plan, and list the blobs they need."""
 
     history: History
     repository: int
@@ -79,61 +212,102 @@ class ContentWriter:
     _cache: ManifestCache = field(init=False)
 
     def __post_init__(self) -> None:
-        self._cache = ManifestCache(self.history, self.scheme, PathPolicy.RELAXED, self.limits)
+        self._cache = ManifestCache(self.history, self.scheme, None, self.limits)
 
     async def run(self, snapshots: Sink, commits: Sink) -> None:
-        """Write everything.
+        """Give every record to one of two sinks.
 
         Raises:
             ObjectDamaged: the index lacks a record or snapshot it should have; it is named.
         """
+
+        def deliver(sink: Sink) -> Deliver:
+            async def to_sink(batch: list[_Out]) -> None:
+                for record in await trio.to_thread.run_sync(self._made, batch):
+                    await sink(record)
+
+            return to_sink
+
+        await self._run(deliver(snapshots), deliver(commits))
+
+    async def run_into(self, snapshots: Spool, commits: Spool) -> None:
+        """Write every record in its wire form into one of two spools; raises like :meth:`run`."""
+
+        def deliver(spool: Spool) -> Deliver:
+            async def to_spool(batch: list[_Out]) -> None:
+                await trio.to_thread.run_sync(self._write, batch, spool)
+
+            return to_spool
+
+        await self._run(deliver(snapshots), deliver(commits))
+
+    def _made(self, batch: list[_Out]) -> list[Mapping[str, object]]:
+        for one in batch:
+            self.blobs.add_all(one.blobs())
+        return [one.record() for one in batch]
+
+    def _write(self, batch: list[_Out], spool: Spool) -> None:
+        for one in batch:
+            self.blobs.add_all(one.blobs())
+            one.write(spool)
+
+    async def _run(self, snapshots: Deliver, commits: Deliver) -> None:
         for fact in self.plan.boundary:
             if fact.snapshot_id not in self._sent:
                 self._sent.add(fact.snapshot_id)
-                for blob in (await self._cache.get(fact.snapshot_id)).blobs():
-                    self.blobs.exclude(blob)
+                manifest = await self._cache.get(fact.snapshot_id)
+                await trio.to_thread.run_sync(self.blobs.exclude_all, manifest.blobs())
         by_id = {fact.commit_id: fact for fact in (*self.plan.commits, *self.plan.boundary)}
         for start in range(0, len(self.plan.commits), _BATCH):
             part = self.plan.commits[start : start + _BATCH]
-            await self._write_snapshots(part, by_id, snapshots)
-            await self._write_commits(part, commits)
+            await self._write_snapshots(part, by_id, _Grouped(snapshots))
+            await self._write_commits(part, _Grouped(commits))
         self.blobs.finish()
 
-    async def _write_commits(self, part: tuple[CommitFacts, ...], sink: Sink) -> None:
-        wanted = [fact.commit_id for fact in part]
-        records = await self.history.commit_records(self.repository, wanted)
-        for commit_id in wanted:
-            if commit_id not in records:
-                raise ObjectDamaged(f"the index lacks the record of commit {commit_id.hex()}")
-            await sink(parse_canonical(records[commit_id])[1])
+    async def _write_commits(self, part: tuple[CommitFacts, ...], out: _Grouped) -> None:
+        def read(ids: Sequence[bytes]) -> Awaitable[Mapping[bytes, bytes]]:
+            return self.history.commit_records(self.repository, ids)
+
+        async for ids, records in _by_pieces([fact.commit_id for fact in part], read):
+            for commit_id in ids:
+                if commit_id not in records:
+                    raise ObjectDamaged(f"the index lacks the record of commit {commit_id.hex()}")
+                await out.add(_CommitOut(records[commit_id]))
+        await out.flush()
 
     async def _write_snapshots(
-        self, part: tuple[CommitFacts, ...], by_id: dict[bytes, CommitFacts], sink: Sink
+        self, part: tuple[CommitFacts, ...], by_id: dict[bytes, CommitFacts], out: _Grouped
     ) -> None:
-        wanted = list(dict.fromkeys(f.snapshot_id for f in part if f.snapshot_id not in self._sent))
-        rows = await self.history.snapshot_deltas(self.scheme, wanted)
-        extras = await self.history.snapshot_extras(self.repository, wanted)
+        facts: dict[bytes, CommitFacts] = {}
         for fact in part:
-            snapshot_id = fact.snapshot_id
-            if snapshot_id in self._sent:
-                continue
-            row = rows.get(snapshot_id)
-            if row is None:
-                raise ObjectDamaged(f"the index lacks snapshot {snapshot_id.hex()}")
-            more = parse_canonical(extras[snapshot_id])[1] if snapshot_id in extras else {}
-            base_id, changes = await self._as_changes(fact, row, by_id)
-            for blob in changes.upsert.values():
-                self.blobs.add(blob)
-            await sink(self._record(snapshot_id, base_id, changes, more))
-            self._sent.add(snapshot_id)
-            self.snapshots += 1
+            if fact.snapshot_id not in self._sent:
+                facts.setdefault(fact.snapshot_id, fact)
+
+        def read(ids: Sequence[bytes]) -> Awaitable[Mapping[bytes, SnapshotRow]]:
+            return self.history.snapshot_deltas(self.scheme, ids)
+
+        def read_extras(ids: Sequence[bytes]) -> Awaitable[Mapping[bytes, bytes]]:
+            return self.history.snapshot_extras(self.repository, ids)
+
+        async for ids, rows in _by_pieces(list(facts), read):
+            async for some, extras in _by_pieces(ids, read_extras):
+                for snapshot_id in some:
+                    row = rows.get(snapshot_id)
+                    if row is None:
+                        raise ObjectDamaged(f"the index lacks snapshot {snapshot_id.hex()}")
+                    base_id, changes = await self._as_changes(facts[snapshot_id], row, by_id)
+                    more = extras.get(snapshot_id, b"")
+                    await out.add(_SnapshotOut(snapshot_id, base_id, changes, more, self.scheme))
+                    self._sent.add(snapshot_id)
+                    self.snapshots += 1
+        await out.flush()
 
     async def _as_changes(
         self, fact: CommitFacts, row: SnapshotRow, by_id: dict[bytes, CommitFacts]
-    ) -> tuple[bytes | None, Changes]:
+    ) -> tuple[bytes | None, bytes | Changes]:
         """Describe a snapshot by one the client has: as stored if that fits, else by a parent's, else whole."""
         if row.base_id is not None and row.base_id in self._sent:
-            return row.base_id, unpack_changes(row.delta)
+            return row.base_id, row.delta
         target = await self._cache.get(row.snapshot_id)
         for parent in fact.parents:
             known = by_id.get(parent)
@@ -141,12 +315,33 @@ class ContentWriter:
                 base = await self._cache.get(known.snapshot_id)
                 upsert, remove = await trio.to_thread.run_sync(base.changes_to, target)
                 return known.snapshot_id, Changes(upsert, remove, target.directories)
-        return None, Changes(dict(target.items()), (), target.directories)
+        return None, Changes(Entries(target), (), target.directories)
 
-    def _record(
-        self, snapshot_id: bytes, base_id: bytes | None, changes: Changes, extras: dict[str, object]
-    ) -> dict[str, object]:
-        if base_id is None:
-            return snapshot_record(Snapshot(snapshot_id, changes.upsert, changes.directories, extras), self.scheme)
-        delta = SnapshotDelta(snapshot_id, base_id, changes.upsert, tuple(changes.remove), changes.directories, extras)
-        return delta_record(delta, self.scheme)
+
+class _Grouped:
+    """Collects what goes out into pieces of work for one thread."""
+
+    def __init__(self, deliver: Deliver) -> None:
+        self._deliver = deliver
+        self._batch: list[_Out] = []
+        self._cost = 0
+
+    async def add(self, one: _Out) -> None:
+        self._batch.append(one)
+        self._cost += one.cost
+        if self._cost >= _WORK_BYTES:
+            await self.flush()
+
+    async def flush(self) -> None:
+        batch, self._batch, self._cost = self._batch, [], 0
+        if batch:
+            await self._deliver(batch)
+
+
+async def _by_pieces(wanted: list[bytes], read: Read[T]) -> AsyncIterator[tuple[list[bytes], Mapping[bytes, T]]]:
+    """Ask until everything was given; ids come with what was read along with them, or with nothing if there is none."""
+    while wanted:
+        found = await read(wanted)
+        last = max((at for at, one in enumerate(wanted) if one in found), default=len(wanted) - 1)
+        yield wanted[: last + 1], found
+        wanted = wanted[last + 1 :]

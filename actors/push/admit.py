@@ -6,22 +6,25 @@ piece by piece; large ones in a worker thread, from disk to disk.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import trio
 
 from actors.push.context import Attempt, Counts, PushServices
 from actors.spool import Spool, SpoolDirectory
 from storage.object_store import ReadRange
-from wire.deltas import apply_delta
+from wire.deltas import delta_pieces, result_size
 from wire.errors import Code, Refusal
 from wire.frames import INLINE_BYTES, Object
 from wire.ids import Kind, Scheme, format_id, hash_bytes, hasher_for, parse_id
 from wire.inflate import inflate, inflate_stream
 from wire.limits import Limits
 
+_SMALL_BYTES = 64 * 1024
+"""Bases, deltas and results up to this size are worked on in the loop."""
 _RECENT_BYTES = 1024 * 1024
 """Contents kept at hand as likely bases of the next deltas."""
 
@@ -93,14 +96,13 @@ class Admitter:
         compression = item.encoding.removeprefix("delta+")
         budget = self._budget(limits.object_frame_bytes)
         if item.encoding != compression:
-            content = await self._apply(item.base, inflate(compression, item.content, limits.delta_bytes, limits))
-        else:
-            try:
-                content = inflate(compression, item.content, min(budget, INLINE_BYTES), limits)
-            except Refusal as refusal:
-                if refusal.code is not Code.BOMB or budget <= INLINE_BYTES:
-                    raise
-                return await self._admit_inflating(item)
+            return await self._admit_delta(object_id, item.base, compression, [item.content])
+        try:
+            content = inflate(compression, item.content, min(budget, INLINE_BYTES), limits)
+        except Refusal as refusal:
+            if refusal.code is not Code.BOMB or budget <= INLINE_BYTES:
+                raise
+            return await self._admit_inflating(item)
         self._spend(len(content))
         if hash_bytes(Kind.BLOB, content, self._scheme) != object_id:
             raise _bad_hash(object_id, self._scheme)
@@ -117,7 +119,8 @@ class Admitter:
     async def _admit_large(self, item: LargeObject) -> Admitted:
         object_id = parse_id(item.object_id, self._scheme, "object_id")
         if item.encoding.startswith("delta+"):
-            return await self._admit_large_delta(object_id, item)
+            compression = item.encoding.removeprefix("delta+")
+            return await self._admit_delta(object_id, item.base, compression, item.spool.pieces())
         budget, limits, scheme = self._budget(item.most), self._services.limits, self._scheme
         size, digest, path = await trio.to_thread.run_sync(
             lambda: _prove(item.spool, item.encoding, budget, limits, scheme), abandon_on_cancel=False
@@ -130,25 +133,25 @@ class Admitter:
             return Admitted(object_id, size, content)
         return Admitted(object_id, size, path)
 
-    async def _admit_large_delta(self, object_id: bytes, item: LargeObject) -> Admitted:
+    async def _admit_delta(self, object_id: bytes, base: object, compression: str, pieces: Iterable[bytes]) -> Admitted:
+        """Rebuild a content from its base: small ones at once, others in a worker thread and by way of the disk."""
         limits = self._services.limits
-        compression = item.encoding.removeprefix("delta+")
-        delta = await trio.to_thread.run_sync(
-            lambda: b"".join(inflate_stream(compression, item.spool.pieces(), limits.delta_bytes, limits))
-        )
-        content = await self._apply(item.base, delta)
-        self._spend(len(content))
-        if hash_bytes(Kind.BLOB, content, self._scheme) != object_id:
+        content = await self._base(parse_id(base, self._scheme, "base"))
+        left = limits.delta_push_instructions - self._counts.delta_instructions
+        work = _Delta(
+            content, compression, pieces, self._budget(limits.delta_bytes), min(left, limits.delta_instructions),
+            limits, self._scheme,
+        )  # fmt: skip
+        small = isinstance(pieces, list) and len(content) <= _SMALL_BYTES and sum(map(len, pieces)) <= _SMALL_BYTES
+        if not (small and work.try_small()):
+            await trio.to_thread.run_sync(work.run, self._spools)
+        self._counts.delta_instructions += work.instructions
+        self._spend(work.size)
+        if work.digest != object_id:
             raise _bad_hash(object_id, self._scheme)
-        return Admitted(object_id, len(content), content)
-
-    async def _apply(self, base: object, delta: bytes) -> bytes:
-        base_id = parse_id(base, self._scheme, "base")
-        content = await self._base(base_id)
-        most = min(self._services.limits.delta_bytes, self._budget(self._services.limits.delta_bytes))
-        if len(content) + len(delta) <= INLINE_BYTES:
-            return apply_delta(content, delta, most)
-        return await trio.to_thread.run_sync(apply_delta, content, delta, most)
+        if isinstance(work.result, bytes):
+            self._remember(object_id, work.result)
+        return Admitted(object_id, work.size, work.result)
 
     async def _base(self, base_id: bytes) -> bytes:
         """Read a delta's base: of this push or of this repository, nothing else exists for it (threat T2)."""
@@ -182,6 +185,68 @@ class Admitter:
         self._recent_bytes += len(content)
         while self._recent_bytes > _RECENT_BYTES:
             self._recent_bytes -= len(self._recent.pop(next(iter(self._recent))))
+
+
+@dataclass(slots=True)
+class _Delta:
+    """A content on its way from its base; the base and the delta are in memory, a large result is on disk."""
+
+    base: bytes
+    compression: str
+    pieces: Iterable[bytes]
+    budget: int
+    most: int
+    """Instructions."""
+    limits: Limits
+    scheme: Scheme
+    size: int = 0
+    instructions: int = 0
+    digest: bytes = b""
+    result: bytes | Path = b""
+
+    def try_small(self) -> bool:
+        """Do it if that takes no time worth a thread."""
+        try:
+            delta = b"".join(inflate_stream(self.compression, self.pieces, _SMALL_BYTES, self.limits))
+        except Refusal as refusal:
+            if refusal.code is not Code.BOMB:
+                raise
+            return False
+        if result_size(delta, self.budget) > _SMALL_BYTES:
+            return False
+        self._rebuild(delta, None)
+        return True
+
+    def run(self, spools: SpoolDirectory) -> None:
+        """Do it; blocking, for a worker thread."""
+        delta = bytearray()
+        for piece in inflate_stream(self.compression, self.pieces, self.limits.delta_bytes, self.limits):
+            delta += piece
+        if result_size(delta, self.budget) <= INLINE_BYTES:
+            self._rebuild(delta, None)
+            return
+        path = spools.new_path()
+        with path.open("wb") as file:
+            self._rebuild(delta, file)
+        self.result = path
+
+    def _rebuild(self, delta: bytes | bytearray, file: BinaryIO | None) -> None:
+        hasher = hasher_for(Kind.BLOB, result_size(delta, self.budget), self.scheme)
+        steps, whole = delta_pieces(self.base, delta, self.budget, self.most), bytearray()
+        while True:
+            try:
+                piece = next(steps)
+            except StopIteration as stop:
+                self.instructions = stop.value
+                break
+            hasher.update(piece)
+            self.size += len(piece)
+            if file is None:
+                whole += piece
+            else:
+                file.write(piece)
+        self.digest = hasher.digest()
+        self.result = bytes(whole)
 
 
 def _prove(spool: Spool, encoding: str, budget: int, limits: Limits, scheme: Scheme) -> tuple[int, bytes, Path]:

@@ -123,3 +123,4 @@ class Counts:
     commits_received: int = 0
     commits_written: int = 0
     inflated_bytes: int = 0
+    delta_instructions: int = 0

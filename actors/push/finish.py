@@ -12,13 +12,13 @@ Steps, and what is left if the process dies after each:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from actors.branches import judge_move
 from actors.push.context import Attempt, Counts, PushRequest, PushServices, Timings
 from actors.push.record_pack import RecordPack
-from actors.push.records import BATCH_RECORDS, PendingCommit
+from actors.push.records import BATCH_BYTES, BATCH_RECORDS, PendingCommit
 from storage.rows import BranchMove, CommitRow, Outcome
 from wire.errors import LISTED_FACTS, Code, Refusal, malformed
 from wire.graph import CommitFacts
@@ -96,8 +96,8 @@ class Finish:
             )
 
     async def _record(self, facts: list[CommitFacts]) -> None:
-        for start in range(0, len(facts), BATCH_RECORDS):
-            part = facts[start : start + BATCH_RECORDS]
+        done = 0
+        for part in self._batches(facts):
             bodies = await self.pack.read([self.commits[fact.commit_id].position for fact in part])
             rows = [
                 CommitRow(fact.commit_id, fact.parents, fact.snapshot_id, fact.order, body)
@@ -106,7 +106,22 @@ class Finish:
             self.counts.commits_written += await self.services.index.record_commits(
                 self.attempt.ticket, self.attempt.plan.scheme, rows
             )
-            self.progress("commits", start + len(part), len(facts))
+            done += len(part)
+            self.progress("commits", done, len(facts))
+
+    def _batches(self, facts: list[CommitFacts]) -> Iterator[list[CommitFacts]]:
+        """Cut into transactions by number and by bytes."""
+        part: list[CommitFacts] = []
+        size = 0
+        for fact in facts:
+            more = self.commits[fact.commit_id].position.size
+            if part and (len(part) >= BATCH_RECORDS or size + more > BATCH_BYTES):
+                yield part
+                part, size = [], 0
+            part.append(fact)
+            size += more
+        if part:
+            yield part
 
     async def _move(self, own: dict[bytes, CommitFacts]) -> dict[str, object]:
         plan, ticket, index = self.attempt.plan, self.attempt.ticket, self.services.index

@@ -23,6 +23,8 @@ from storage.rows import StoredBlob
 from wire.errors import Refusal
 from wire.frames import Event, Object, ObjectBegin, ObjectEnd, ObjectPiece
 
+_OBJECT_BYTES = 1024
+"""What an object costs while it waits, besides its content: its id, its base's id, the containers around them."""
 Parcel = Sequence[Object] | LargeObject
 NextEvent = Callable[[], Awaitable[Event]]
 
@@ -69,7 +71,7 @@ class ObjectStages:
                 raise
             if isinstance(event, Object):
                 waiting.append(event)
-                size += len(event.content)
+                size += len(event.content) + _OBJECT_BYTES
                 if len(waiting) < BATCH_OBJECTS and size < BATCH_BYTES // 2:
                     continue
             if waiting:

@@ -27,6 +27,8 @@ from wire.inflate import inflate, inflate_stream
 from wire.limits import Limits
 from wire.mpack import MPackEnd, MPackEvent, MPackReader, MPackRecord, Section, SectionBegin
 from wire.pack import PackEnd, PackObjectBegin, PackObjectEnd, PackPiece
+from wire.path_map import MAP_HEAD, PathMap
+from wire.pull import FEED_BYTES, PullParser, Walk
 
 _ENTRY = struct.Struct("<?32sQQ")
 """Whether it lies in the pack of our own, id, offset, size."""
@@ -132,8 +134,16 @@ class PackProver:
         with self._records.open() as file:
             while head := file.read(_RECORD_HEAD.size):
                 kind, size = _RECORD_HEAD.unpack(head)
-                record = msgpack.unpackb(file.read(size), raw=False, strict_map_key=False)
-                yield Record(_KINDS[kind], record)
+                parser = PullParser(self._limits)
+                walk: Walk[object] = parser.snapshot_like() if kind in b"SD" else parser.value()
+                while True:
+                    try:
+                        next(walk)
+                    except StopIteration as stop:
+                        yield Record(_KINDS[kind], stop.value, parser.weight)
+                        break
+                    parser.feed(file.read(min(size, FEED_BYTES)))
+                    size -= min(size, FEED_BYTES)
 
     def _take_mpack(self, event: MPackEvent) -> None:
         match event:
@@ -247,8 +257,10 @@ class PackProver:
             self.commits += 1
             if self.commits > self._limits.commits_per_push:
                 raise Refusal(Code.TOO_LARGE, f"a push has at most {self._limits.commits_per_push} commits")
-        packed = msgpack.packb(record, use_bin_type=True)
-        self._records.add(_RECORD_HEAD.pack(kind, len(packed)) + packed)
+        pieces = list(_packed(record))
+        self._records.add(_RECORD_HEAD.pack(kind, sum(map(len, pieces))))
+        for piece in pieces:
+            self._records.add(piece)
 
     def _count(self) -> None:
         self.objects += 1
@@ -266,6 +278,20 @@ class PackProver:
     def _bad_hash(self, object_id: bytes) -> Refusal:
         shown = format_id(object_id, self._scheme)
         return Refusal(Code.BAD_OBJECT_HASH, f"object {shown} does not hash to its id", id=shown)
+
+
+def _packed(record: object) -> Iterator[bytes]:
+    """Write a record as it came, maps of paths included that are kept as bytes."""
+    if not isinstance(record, dict) or not any(isinstance(value, PathMap) for value in record.values()):
+        yield msgpack.packb(record, use_bin_type=True)
+        return
+    yield MAP_HEAD + len(record).to_bytes(4, "big")
+    for key, value in record.items():
+        yield msgpack.packb(key)
+        if isinstance(value, PathMap):
+            yield from value.pieces()
+        else:
+            yield msgpack.packb(value, use_bin_type=True)
 
 
 def file_pieces(path: Path) -> Iterator[bytes]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,10 +38,16 @@ class RecordPack:
     def __len__(self) -> int:
         return self._count
 
-    async def add(self, record_id: bytes, canonical: bytes) -> Position:
-        """Append one record."""
-        position = Position(self._spool.size + RECORD_HEADER_BYTES, len(canonical))
-        await self._spool.append(record_header(record_id, len(canonical)) + canonical)
+    def add(self, record_id: bytes, pieces: Iterable[bytes]) -> Position:
+        """Append one record, whose first piece holds the head that says how long it is; blocking."""
+        walk = iter(pieces)
+        first = next(walk)
+        head = first[: first.index(b"\0") + 1]
+        size = len(head) + int(head[:-1].partition(b" ")[2])
+        position = Position(self._spool.size + RECORD_HEADER_BYTES, size)
+        self._spool.add(record_header(record_id, size) + first)
+        for piece in walk:
+            self._spool.add(piece)
         self._count += 1
         return position
 

@@ -7,7 +7,9 @@ record pack until the finish.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -15,12 +17,11 @@ import trio
 from actors.manifests import ManifestCache
 from actors.push.context import Attempt, Counts, PushRequest, PushServices, Timings
 from actors.push.record_pack import Position, RecordPack
-from actors.snapshot_builder import BuiltSnapshot, SnapshotBuilder
+from actors.snapshot_builder import AnchorWanted, BuiltSnapshot, SnapshotBuilder
 from storage.rows import SnapshotRef
 from wire.errors import LISTED_FACTS, Code, Refusal
 from wire.frames import Record
 from wire.ids import format_id
-from wire.manifest import Manifest
 from wire.records import (
     Commit,
     Snapshot,
@@ -33,8 +34,10 @@ from wire.signatures import check_signature, is_signed
 
 BATCH_RECORDS = 100
 """Protocol §12: commits per batch."""
-BATCH_WEIGHT = 10_000
-"""Manifest entries per batch: some 5 MB while they are parsed."""
+BATCH_BYTES = 4 * 1024 * 1024
+"""Of memory that records take up while they wait, and of what is made of snapshots until it is recorded."""
+_RECORD_BYTES = 512
+"""What a record costs besides its values."""
 _LOOKUP_BATCH = 2_000
 
 
@@ -46,6 +49,26 @@ class PendingCommit:
     parents: tuple[bytes, ...]
     snapshot_id: bytes
     position: Position
+
+
+@dataclass(slots=True)
+class _Made:
+    """What was made of some snapshots and is not recorded yet."""
+
+    refs: list[SnapshotRef] = field(default_factory=list)
+    added: list[Mapping[str, bytes]] = field(default_factory=list)
+    ids: set[bytes] = field(default_factory=set)
+    size: int = 0
+
+    def take(self, built: BuiltSnapshot, canonical_bytes: int) -> int:
+        """Add one, without its manifest; gives the bytes it makes the server write."""
+        row = built.row
+        size = len(row.delta) + len(row.full or b"") + len(built.extras)
+        self.refs.append(SnapshotRef(row, built.extras))
+        self.added.append(built.added)
+        self.ids.add(row.snapshot_id)
+        self.size += size + _RECORD_BYTES
+        return size + canonical_bytes
 
 
 @dataclass(slots=True)
@@ -61,7 +84,9 @@ class RecordStage:
     commits: dict[bytes, PendingCommit] = field(default_factory=dict)
     snapshots: set[bytes] = field(default_factory=set)
     _batch: list[Record] = field(default_factory=list)
-    _heavy: int = 0
+    _batch_bytes: int = 0
+    _snapshots_received: int = 0
+    _written_bytes: int = 0
     _cache: ManifestCache = field(init=False)
     _builder: SnapshotBuilder = field(init=False)
 
@@ -80,19 +105,23 @@ class RecordStage:
 
     async def take(self, record: Record) -> None:
         """Take one record; verified with others of its batch. Raises like :meth:`add`."""
+        limits = self.services.limits
         self._batch.append(record)
-        self._heavy += weight(record)
+        self._batch_bytes += record.weight + _RECORD_BYTES
         if record.kind == "commits":
             self.counts.commits_received += 1
-            most = self.services.limits.commits_per_push
-            if self.counts.commits_received > most:
-                raise Refusal(Code.TOO_LARGE, f"a push has at most {most} commits")
-        if len(self._batch) >= BATCH_RECORDS or self._heavy >= BATCH_WEIGHT:
+            if self.counts.commits_received > limits.commits_per_push:
+                raise Refusal(Code.TOO_LARGE, f"a push has at most {limits.commits_per_push} commits")
+        else:
+            self._snapshots_received += 1
+            if self._snapshots_received > limits.snapshots_per_push:
+                raise Refusal(Code.TOO_LARGE, f"a push has at most {limits.snapshots_per_push} snapshots")
+        if len(self._batch) >= BATCH_RECORDS or self._batch_bytes >= BATCH_BYTES:
             await self.flush()
 
     async def flush(self) -> None:
         """Verify what was taken so far."""
-        batch, self._batch, self._heavy = self._batch, [], 0
+        batch, self._batch, self._batch_bytes = self._batch, [], 0
         await self.add(batch)
 
     @property
@@ -100,40 +129,50 @@ class RecordStage:
         """Records taken so far that are commits of their own."""
         return len(self.commits) + len(self._batch)
 
-    async def add(self, records: Sequence[Record]) -> None:
-        """Verify and record a batch, in order.
+    async def add(self, records: list[Record]) -> None:
+        """Verify and record a batch, in order; the list is emptied.
 
         Raises:
             Refusal: ``bad_record_id``, ``missing_objects``, ``unsafe_path``, ``bad_signature``, ``malformed`` …
         """
         with self.timings.measure("verify"):
-            bases: dict[bytes, Manifest] = {}
-            parsed = await trio.to_thread.run_sync(self._parse, records)
-            await self._load_bases(parsed, bases)
-            built = await trio.to_thread.run_sync(self._build, [p for p in parsed if not isinstance(p, Commit)], bases)
-        await self._require_blobs(built)
-        await self._record(built)
-        for commit in parsed:
-            if isinstance(commit, Commit) and commit.commit_id not in self.commits:
-                position = await self.pack.add(commit.commit_id, commit.canonical)
-                self.commits[commit.commit_id] = PendingCommit(
-                    commit.commit_id, commit.parents, commit.snapshot_id, position
-                )
+            items = await trio.to_thread.run_sync(self._parse, records)
+            await self._require_bases(items)
+            await self._learn_depths([item.snapshot_id for item in items])
+        while items:
+            made = _Made()
+            with self.timings.measure("verify"):
+                wanted = await trio.to_thread.run_sync(self._build, items, made)
+            await self._require_blobs(made.added)
+            await self._record(made)
+            if wanted is not None:
+                with self.timings.measure("verify"):
+                    _, chain = await self._cache.load(wanted)
+                    self._builder.cost.learn(chain)
 
-    def _parse(self, records: Sequence[Record]) -> list[Commit | Snapshot | SnapshotDelta]:
+    def _parse(self, records: list[Record]) -> deque[Snapshot | SnapshotDelta]:
+        """Parse records one by one, each given back before the next; CPU-bound. Commits go into the pack at once."""
         scheme, limits = self.attempt.plan.scheme, self.services.limits
-        parsed: list[Commit | Snapshot | SnapshotDelta] = []
-        for record in records:
+        items: deque[Snapshot | SnapshotDelta] = deque()
+        records.reverse()
+        while records:
+            record = records.pop()
             match record.kind:
                 case "commits":
-                    commit = parse_commit(record.record, scheme, limits)
-                    self._check_signature(commit)
-                    parsed.append(commit)
+                    self._take_commit(parse_commit(record.record, scheme, limits))
                 case "snapshots":
-                    parsed.append(parse_snapshot(record.record, scheme, limits))
+                    items.append(parse_snapshot(record.record, scheme, limits))
                 case _:
-                    parsed.append(parse_snapshot_delta(record.record, scheme, limits))
-        return parsed
+                    items.append(parse_snapshot_delta(record.record, scheme, limits))
+        return items
+
+    def _take_commit(self, commit: Commit) -> None:
+        self._check_signature(commit)
+        if commit.commit_id not in self.commits:
+            position = self.pack.add(commit.commit_id, [commit.canonical])
+            self.commits[commit.commit_id] = PendingCommit(
+                commit.commit_id, commit.parents, commit.snapshot_id, position
+            )
 
     def _check_signature(self, commit: Commit) -> None:
         scheme = self.attempt.plan.scheme
@@ -142,45 +181,60 @@ class RecordStage:
             raise Refusal(Code.BAD_SIGNATURE, f"commit {shown} is not signed, this repository asks for it", id=shown)
         check_signature(commit, scheme)
 
-    async def _load_bases(
-        self, parsed: Iterable[Commit | Snapshot | SnapshotDelta], bases: dict[bytes, Manifest]
-    ) -> None:
-        """Get hold of every base that is not made by this very batch before it is needed."""
+    async def _require_bases(self, items: Iterable[Snapshot | SnapshotDelta]) -> None:
+        """Refuse bases that are neither made before, by this push, nor the repository's."""
         made: set[bytes] = set()
-        wanted: dict[bytes, None] = {} if self._builder.last is None else {self._builder.last: None}
-        for item in parsed:
-            if isinstance(item, SnapshotDelta):
-                base = item.parent_snapshot_id
-                if base is not None and base not in made:
-                    wanted[base] = None
-            if not isinstance(item, Commit):
-                made.add(item.snapshot_id)
-        foreign = [base for base in wanted if base not in self.snapshots]
-        lacking = await self.services.index.lacking_snapshots(self.attempt.ticket, foreign) if foreign else []
+        foreign: dict[bytes, None] = {}
+        for item in items:
+            base = item.parent_snapshot_id if isinstance(item, SnapshotDelta) else None
+            if base is not None and base not in made and base not in self.snapshots:
+                foreign[base] = None
+            made.add(item.snapshot_id)
+        lacking = await self.services.index.lacking_snapshots(self.attempt.ticket, list(foreign)) if foreign else []
         if lacking:
             raise self._missing_snapshots(lacking)
-        for base in wanted:
-            manifest = self._cache.at_hand(base)
-            if manifest is None:
-                manifest, chain = await self._cache.load(base)
-                self._builder.cost.learn(chain)
-            bases[base] = manifest
 
-    def _build(
-        self, items: Sequence[Snapshot | SnapshotDelta], bases: dict[bytes, Manifest]
-    ) -> list[tuple[BuiltSnapshot, bytes]]:
-        """Rebuild and hash; CPU-bound, in a worker thread. Gives each with its canonical form."""
-        built = [self._builder.build(item, bases) for item in items]
-        return [(one, one.canonical(self.attempt.plan.scheme, self.services.limits)) for one in built]
+    async def _learn_depths(self, snapshot_ids: Sequence[bytes]) -> None:
+        if snapshot_ids:
+            depths = await self.services.index.snapshot_depths(self.attempt.plan.scheme, snapshot_ids)
+            self._builder.cost.learn_depths(depths)
 
-    async def _require_blobs(self, built: Sequence[tuple[BuiltSnapshot, bytes]]) -> None:
-        wanted = list({blob for one, _ in built for blob in one.blobs})
-        missing: list[bytes] = []
-        with self.timings.measure("connectivity"):
-            for start in range(0, len(wanted), _LOOKUP_BATCH):
-                missing += await self.services.index.lacking_blobs(
-                    self.attempt.ticket, wanted[start : start + _LOOKUP_BATCH]
+    def _build(self, items: deque[Snapshot | SnapshotDelta], made: _Made) -> bytes | None:
+        """Rebuild, hash and pack as many as fit into one piece of work; CPU-bound, in a worker thread.
+
+        Gives the snapshot whose manifest is needed before it can go on, if it is not at hand.
+        """
+        scheme, limits = self.attempt.plan.scheme, self.services.limits
+        while items and made.size < BATCH_BYTES:
+            item = items[0]
+            base = self._builder.base_of(item)
+            if base is not None and self._cache.at_hand(base) is None:
+                return base
+            if item.snapshot_id in self.snapshots or item.snapshot_id in made.ids:
+                self._builder.check(item, self._cache)
+                items.popleft()
+                continue
+            try:
+                built = self._builder.build(item, self._cache, ask=True)
+            except AnchorWanted as anchor:
+                return anchor.snapshot_id
+            items.popleft()
+            position = self.pack.add(item.snapshot_id, built.canonical_pieces(scheme, limits))
+            size = made.take(built, position.size)
+            self._written_bytes += size
+            if self._written_bytes > limits.snapshot_push_bytes:
+                raise Refusal(
+                    Code.TOO_LARGE,
+                    f"the snapshots of this push make more than {limits.snapshot_push_bytes} bytes",
                 )
+        return None
+
+    async def _require_blobs(self, added: Sequence[Mapping[str, bytes]]) -> None:
+        missing: set[bytes] = set()
+        blobs = itertools.chain.from_iterable(one.values() for one in added)
+        with self.timings.measure("connectivity"):
+            while part := set(itertools.islice(blobs, _LOOKUP_BATCH)):
+                missing.update(await self.services.index.lacking_blobs(self.attempt.ticket, list(part)))
         if missing:
             scheme = self.attempt.plan.scheme
             shown = [format_id(blob, scheme) for blob in sorted(missing)[:LISTED_FACTS]]
@@ -191,19 +245,15 @@ class RecordStage:
                 missing_count=len(missing),
             )
 
-    async def _record(self, built: Sequence[tuple[BuiltSnapshot, bytes]]) -> None:
-        if not built:
+    async def _record(self, made: _Made) -> None:
+        if not made.refs:
             return
         with self.timings.measure("record"):
             self.counts.snapshots_written += await self.services.index.record_snapshots(
-                self.attempt.ticket, self.attempt.plan.scheme, [SnapshotRef(one.row, one.extras) for one, _ in built]
+                self.attempt.ticket, self.attempt.plan.scheme, made.refs
             )
-        for one, canonical in built:
-            snapshot_id = one.row.snapshot_id
-            if snapshot_id not in self.snapshots:
-                await self.pack.add(snapshot_id, canonical)
-                self.snapshots.add(snapshot_id)
-            self._cache.keep(snapshot_id, one.manifest)
+            await self._learn_depths(list(made.ids))
+        self.snapshots |= made.ids
 
     def _missing_snapshots(self, lacking: Sequence[bytes]) -> Refusal:
         scheme = self.attempt.plan.scheme
@@ -213,10 +263,3 @@ class RecordStage:
             f"a snapshot delta builds on {shown[0]}, which is neither earlier in this push nor in this repository",
             missing=shown,
         )
-
-
-def weight(record: Record) -> int:
-    """Estimate what a record costs in memory, in manifest entries."""
-    fields = record.record if isinstance(record.record, dict) else {}
-    lists = (fields.get(key) for key in ("manifest", "delta_upsert", "delta_add", "delta_remove", "directories"))
-    return 1 + sum(len(entries) for entries in lists if isinstance(entries, dict | list))

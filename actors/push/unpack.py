@@ -15,8 +15,7 @@ verdict under the push id. Steps, and what is left if the process dies after eac
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 
@@ -36,6 +35,7 @@ from storage.errors import IndexUnavailable, ObjectMissing, StorageError
 from storage.layout import incoming_key, pack_key, staged_mpack_key
 from storage.rows import PushRecord, PushTicket
 from wire.errors import Code, Refusal
+from wire.frames import Record
 from wire.ids import Scheme, format_id
 
 log = structlog.get_logger("push")
@@ -191,7 +191,7 @@ class UnpackActor(Actor[None]):
 
     async def _take_records(self, prover: PackProver, records: RecordStage) -> None:
         given = prover.records()
-        while batch := await trio.to_thread.run_sync(lambda: list(itertools.islice(given, _RECORDS_AT_ONCE))):
+        while batch := await trio.to_thread.run_sync(_some, given):
             for record in batch:
                 await records.take(record)
         await records.flush()
@@ -213,6 +213,18 @@ class UnpackActor(Actor[None]):
     async def _clean(self, keys: list[str]) -> None:
         with trio.CancelScope(shield=True), suppress(StorageError):  # what stays is collected
             await self._services.store.delete(keys)
+
+
+def _some(given: Iterator[Record]) -> list[Record]:
+    """Take records by number and by what they cost; blocking."""
+    batch: list[Record] = []
+    weight = 0
+    for record in given:
+        batch.append(record)
+        weight += record.weight
+        if len(batch) >= _RECORDS_AT_ONCE or weight >= _TAKE_BYTES:
+            break
+    return batch
 
 
 def _unseen(_stage: str, _done: int, _total: int | None) -> None:

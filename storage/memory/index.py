@@ -7,11 +7,12 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from typing import TypeVar
 
 import trio
 
 from storage.errors import StaleTicket
-from storage.index import UNREAD_NOTIFICATIONS
+from storage.index import READ_BYTES, UNREAD_NOTIFICATIONS
 from storage.layout import Place
 from storage.memory.tables import PushEntry, Tables
 from storage.rows import (
@@ -36,6 +37,8 @@ from storage.rows import (
 )
 from wire.graph import CommitFacts
 from wire.ids import Scheme
+
+T = TypeVar("T")
 
 
 class MemoryIndex:
@@ -252,6 +255,11 @@ class MemoryIndex:
                 entry.snapshots.setdefault(ref.row.snapshot_id, ref.extras)
         return len(entry.snapshots) - before
 
+    async def snapshot_depths(self, scheme: Scheme, snapshot_ids: Sequence[bytes]) -> dict[bytes, int]:
+        await trio.lowlevel.checkpoint()
+        rows = {i: self.tables.snapshots.get((scheme, i)) for i in snapshot_ids}
+        return {i: row.depth for i, row in rows.items() if row is not None}
+
     async def record_commits(self, ticket: PushTicket, scheme: Scheme, commits: Sequence[CommitRow]) -> int:
         await trio.lowlevel.checkpoint()
         entry = self._current(ticket)
@@ -320,24 +328,31 @@ class MemoryIndex:
         found: dict[bytes, CommitFacts] = {}
         level = dict.fromkeys(commit_ids)
         room = len(level) + most
+        lowest = None
         while level and len(found) < room:
             facts = [f for i in level if (f := self.tables.commits.get((scheme, i))) is not None]
+            if lowest is None:
+                lowest = max((f.order for f in facts), default=0) - most
             found.update((f.commit_id, f) for f in facts[: room - len(found)])
-            level = dict.fromkeys(parent for f in facts for parent in f.parents if parent not in found)
+            level = dict.fromkeys(
+                parent for f in facts if f.order > lowest for parent in f.parents if parent not in found
+            )
         return list(found.values())
 
     async def commit_records(self, repo: int, commit_ids: Sequence[bytes]) -> dict[bytes, bytes]:
         await trio.lowlevel.checkpoint()
-        return self._first_held(repo, commit_ids, lambda p: {i: row.record for i, row in p.commits.items()})
+        found = self._first_held(repo, commit_ids, lambda p: {i: row.record for i, row in p.commits.items()})
+        return _that_fit(found, len)
 
     async def snapshot_deltas(self, scheme: Scheme, snapshot_ids: Sequence[bytes]) -> dict[bytes, SnapshotRow]:
         await trio.lowlevel.checkpoint()
         rows = {i: self.tables.snapshots.get((scheme, i)) for i in snapshot_ids}
-        return {i: replace(row, full=None) for i, row in rows.items() if row is not None}
+        found = {i: replace(row, full=None) for i, row in rows.items() if row is not None}
+        return _that_fit(found, lambda row: len(row.delta))
 
     async def snapshot_extras(self, repo: int, snapshot_ids: Sequence[bytes]) -> dict[bytes, bytes]:
         await trio.lowlevel.checkpoint()
-        found = self._first_held(repo, snapshot_ids, lambda p: p.snapshots)
+        found = _that_fit(self._first_held(repo, snapshot_ids, lambda p: p.snapshots), len)
         return {i: extras for i, extras in found.items() if extras}
 
     async def snapshot_chain(self, scheme: Scheme, snapshot_id: bytes) -> list[SnapshotRow]:
@@ -383,3 +398,13 @@ class MemoryIndex:
     @staticmethod
     def _finish(entry: PushEntry, state: PushState, verdict: Mapping[str, object], now: dt.datetime) -> None:
         entry.record = replace(entry.record, state=state, verdict=dict(verdict), finished_at=now)
+
+
+def _that_fit(found: dict[bytes, T], size: Callable[[T], int]) -> dict[bytes, T]:
+    before = 0
+    fit: dict[bytes, T] = {}
+    for key, body in found.items():
+        if before < READ_BYTES:
+            fit[key] = body
+        before += size(body)
+    return fit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+from storage.index import READ_BYTES
 from storage.postgres.database import Connection
 from storage.postgres.pushes import require_current
 from storage.rows import CommitRow, PushTicket, SnapshotRef, SnapshotRow
@@ -58,13 +59,22 @@ _q_held_commits = """
     WHERE EXISTS (SELECT 1 FROM commit_refs r JOIN pushes p USING (push)
                   WHERE r.repo = %(repo)s AND r.commit_id = wanted.id AND p.state = 1 OFFSET 0)
 """
+# Nothing is followed that is older by more generations than may be given anyway: what a walk from the newest
+# generation down needs next comes first, however wide the history is further down.
 _q_ancestry = """
-    WITH RECURSIVE walk (commit_id) AS (
+    WITH RECURSIVE lowest AS MATERIALIZED (
+        SELECT max(c.generation) - %(deep)s AS generation FROM unnest(%(ids)b::bytea[]) AS wanted (id)
+        CROSS JOIN LATERAL (
+            SELECT generation FROM commits WHERE commit_id = wanted.id AND scheme = %(scheme)s OFFSET 0
+        ) AS c
+    ), walk (commit_id) AS (
         SELECT unnest(%(ids)b::bytea[])
         UNION
         SELECT unnest(c.parents) FROM walk CROSS JOIN LATERAL (
-            SELECT parents FROM commits WHERE commit_id = walk.commit_id AND scheme = %(scheme)s OFFSET 0
+            SELECT parents, generation FROM commits
+            WHERE commit_id = walk.commit_id AND scheme = %(scheme)s OFFSET 0
         ) AS c
+        WHERE c.generation > (SELECT generation FROM lowest)
     ), nearest AS (SELECT commit_id, row_number() OVER () AS place FROM walk LIMIT %(most)s)
     SELECT c.commit_id, c.parents, c.snapshot_id, c.generation
     FROM nearest CROSS JOIN LATERAL (
@@ -72,29 +82,52 @@ _q_ancestry = """
     ) AS c
     ORDER BY nearest.place
 """
+# Of bodies only so many are read that they fit into memory: what lies before each is summed up, in order of asking,
+# and a length is known without reading the body.
 _q_commit_records = """
-    SELECT wanted.id, first.record
-    FROM unnest(%(ids)b::bytea[]) AS wanted (id)
-    CROSS JOIN LATERAL (
-        SELECT b.record FROM commit_refs r
-        JOIN pushes p ON p.push = r.push AND p.state = 1
-        JOIN commit_records b USING (record_id)
-        WHERE r.repo = %(repo)s AND r.commit_id = wanted.id ORDER BY r.push LIMIT 1
-    ) AS first
+    SELECT id, record FROM (
+        SELECT wanted.id, first.record, wanted.at,
+               sum(octet_length(first.record)) OVER (ORDER BY wanted.at) - octet_length(first.record) AS before
+        FROM unnest(%(ids)b::bytea[]) WITH ORDINALITY AS wanted (id, at)
+        CROSS JOIN LATERAL (
+            SELECT b.record FROM commit_refs r
+            JOIN pushes p ON p.push = r.push AND p.state = 1
+            JOIN commit_records b USING (record_id)
+            WHERE r.repo = %(repo)s AND r.commit_id = wanted.id ORDER BY r.push LIMIT 1
+        ) AS first
+    ) AS sized
+    WHERE before < %(most)s ORDER BY at
 """
 _snapshot_columns = 'snapshot_id, base_id, depth, delta, "full"'
 _q_snapshot_deltas = """
-    SELECT s.snapshot_id, s.base_id, s.depth, s.delta, NULL FROM unnest(%(ids)b::bytea[]) AS wanted (id)
-    CROSS JOIN LATERAL (SELECT * FROM snapshots WHERE snapshot_id = wanted.id AND scheme = %(scheme)s OFFSET 0) AS s
+    SELECT id, base_id, depth, delta, NULL FROM (
+        SELECT wanted.id, s.base_id, s.depth, s.delta, wanted.at,
+               sum(octet_length(s.delta)) OVER (ORDER BY wanted.at) - octet_length(s.delta) AS before
+        FROM unnest(%(ids)b::bytea[]) WITH ORDINALITY AS wanted (id, at)
+        CROSS JOIN LATERAL (
+            SELECT * FROM snapshots WHERE snapshot_id = wanted.id AND scheme = %(scheme)s OFFSET 0
+        ) AS s
+    ) AS sized
+    WHERE before < %(most)s ORDER BY at
+"""
+_q_snapshot_depths = """
+    SELECT s.snapshot_id, s.depth FROM unnest(%(ids)b::bytea[]) AS wanted (id)
+    CROSS JOIN LATERAL (
+        SELECT snapshot_id, depth FROM snapshots WHERE snapshot_id = wanted.id AND scheme = %(scheme)s OFFSET 0
+    ) AS s
 """
 _q_snapshot_extras = """
-    SELECT wanted.id, first.extras
-    FROM unnest(%(ids)b::bytea[]) AS wanted (id)
-    CROSS JOIN LATERAL (
-        SELECT r.extras FROM snapshot_refs r
-        JOIN pushes p ON p.push = r.push AND p.state = 1
-        WHERE r.repo = %(repo)s AND r.snapshot_id = wanted.id ORDER BY r.push LIMIT 1
-    ) AS first
+    SELECT id, extras FROM (
+        SELECT wanted.id, first.extras, wanted.at,
+               sum(octet_length(first.extras)) OVER (ORDER BY wanted.at) - octet_length(first.extras) AS before
+        FROM unnest(%(ids)b::bytea[]) WITH ORDINALITY AS wanted (id, at)
+        CROSS JOIN LATERAL (
+            SELECT r.extras FROM snapshot_refs r
+            JOIN pushes p ON p.push = r.push AND p.state = 1
+            WHERE r.repo = %(repo)s AND r.snapshot_id = wanted.id ORDER BY r.push LIMIT 1
+        ) AS first
+    ) AS sized
+    WHERE before < %(most)s ORDER BY at
 """
 _q_snapshot_chain = f"""
     WITH RECURSIVE chain AS (
@@ -172,7 +205,7 @@ def held_commits(connection: Connection, repo: int, commit_ids: Sequence[bytes])
 def ancestry(connection: Connection, scheme: Scheme, commit_ids: Sequence[bytes], most: int) -> list[CommitFacts]:
     """See ``History.ancestry``."""
     wanted = list(dict.fromkeys(commit_ids))
-    arguments = {"scheme": scheme.value, "ids": wanted, "most": len(wanted) + most}
+    arguments = {"scheme": scheme.value, "ids": wanted, "most": len(wanted) + most, "deep": most}
     return [
         CommitFacts(bytes(commit_id), tuple(map(bytes, parents)), bytes(snapshot_id), generation)
         for commit_id, parents, snapshot_id, generation in connection.execute(_q_ancestry, arguments)
@@ -181,25 +214,34 @@ def ancestry(connection: Connection, scheme: Scheme, commit_ids: Sequence[bytes]
 
 def commit_records(connection: Connection, repo: int, commit_ids: Sequence[bytes]) -> dict[bytes, bytes]:
     """See ``History.commit_records``."""
-    rows = connection.execute(_q_commit_records, {"repo": repo, "ids": list(commit_ids)})
+    arguments = {"repo": repo, "ids": list(commit_ids), "most": READ_BYTES}
+    rows = connection.execute(_q_commit_records, arguments, binary=True)
     return {bytes(commit_id): bytes(record) for commit_id, record in rows}
 
 
 def snapshot_deltas(connection: Connection, scheme: Scheme, snapshot_ids: Sequence[bytes]) -> dict[bytes, SnapshotRow]:
     """See ``History.snapshot_deltas``."""
-    rows = connection.execute(_q_snapshot_deltas, {"scheme": scheme.value, "ids": list(snapshot_ids)})
+    arguments = {"scheme": scheme.value, "ids": list(snapshot_ids), "most": READ_BYTES}
+    rows = connection.execute(_q_snapshot_deltas, arguments, binary=True)
     return {row.snapshot_id: row for row in map(_snapshot, rows)}
+
+
+def snapshot_depths(connection: Connection, scheme: Scheme, snapshot_ids: Sequence[bytes]) -> dict[bytes, int]:
+    """See ``Pushes.snapshot_depths``."""
+    rows = connection.execute(_q_snapshot_depths, {"scheme": scheme.value, "ids": list(snapshot_ids)})
+    return {bytes(snapshot_id): depth for snapshot_id, depth in rows}
 
 
 def snapshot_extras(connection: Connection, repo: int, snapshot_ids: Sequence[bytes]) -> dict[bytes, bytes]:
     """See ``History.snapshot_extras``."""
-    rows = connection.execute(_q_snapshot_extras, {"repo": repo, "ids": list(snapshot_ids)})
+    arguments = {"repo": repo, "ids": list(snapshot_ids), "most": READ_BYTES}
+    rows = connection.execute(_q_snapshot_extras, arguments, binary=True)
     return {bytes(snapshot_id): bytes(extras) for snapshot_id, extras in rows if extras}
 
 
 def snapshot_chain(connection: Connection, scheme: Scheme, snapshot_id: bytes) -> list[SnapshotRow]:
     """See ``History.snapshot_chain``."""
-    rows = connection.execute(_q_snapshot_chain, {"scheme": scheme.value, "id": snapshot_id})
+    rows = connection.execute(_q_snapshot_chain, {"scheme": scheme.value, "id": snapshot_id}, binary=True)
     return [_snapshot(row) for row in rows]
 
 

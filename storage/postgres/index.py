@@ -142,6 +142,9 @@ class PostgresIndex:
     async def record_snapshots(self, ticket: PushTicket, scheme: Scheme, snapshots: Sequence[SnapshotRef]) -> int:
         return await self.database.run(history.record_snapshots, ticket, scheme, snapshots)
 
+    async def snapshot_depths(self, scheme: Scheme, snapshot_ids: Sequence[bytes]) -> dict[bytes, int]:
+        return await self.database.run(history.snapshot_depths, scheme, snapshot_ids)
+
     async def record_commits(self, ticket: PushTicket, scheme: Scheme, commits: Sequence[CommitRow]) -> int:
         return await self.database.run(history.record_commits, ticket, scheme, commits)
 

@@ -16,6 +16,7 @@ from museworkd.client.progress import Quiet
 from museworkd.client.transport import Remote
 from tests import muse
 from tests.acceptance.pushing import push_pieces
+from tests.containers import varint
 from tests.servers import Daemon, daemon, museworkd
 
 MIB = 1024 * 1024
@@ -149,3 +150,96 @@ async def test_T8_T9_bombs_are_refused_in_flat_memory(running: tuple[Daemon, Rem
         above = server.memory("VmHWM") - idle
         assert above <= ABOVE_IDLE_MOST, f"{name}: {above / MIB:.1f} MiB above idle"
     assert server.process.poll() is None
+
+
+BLOB = muse.blob_id(b"x")
+
+
+def opening(head: str = BLOB) -> list[bytes]:
+    header = muse.frame("H", version=2, branch="main", head=head, force=False)
+    return [header, muse.frame("O", object_id=BLOB, encoding="raw", content=b"x")]
+
+
+def whole_push(manifest: dict[str, str], *more: bytes) -> list[bytes]:
+    """One commit of a tree whose files are all the same, with more frames before the end."""
+    snapshot = muse.make_snapshot(manifest)
+    commit = muse.make_commit(snapshot["snapshot_id"])
+    records = muse.frame("C", commits=[commit], snapshots=[snapshot], snapshot_deltas=[])
+    return [*opening(commit["commit_id"]), records, *more, muse.frame("E", n_objects=1, n_commits=1)]
+
+
+def commits_of(count: int, **fields: object) -> list[bytes]:
+    snapshot = muse.make_snapshot({"a": BLOB})
+    commits = [muse.make_commit(snapshot["snapshot_id"])]
+    frames = [muse.frame("C", commits=commits, snapshots=[snapshot], snapshot_deltas=[])]
+    for number in range(count):
+        parents = [commits[-1]["commit_id"]]
+        more = {**fields, "message": f"{number}{fields.get('message', '')}"}
+        commits.append(muse.make_commit(snapshot["snapshot_id"], parents, **more))
+        frames.append(muse.frame("C", commits=commits[-1:], snapshots=[], snapshot_deltas=[]))
+    frames = [*opening(commits[-1]["commit_id"]), *frames]
+    return [*frames, muse.frame("E", n_objects=1, n_commits=len(commits))]
+
+
+def siblings(files: int, depth: int, count: int) -> tuple[dict[str, str], list[bytes]]:
+    """Many snapshots that differ in one file each, on one whose chain is as long as it may be."""
+    manifest = {f"a/{number:040}": BLOB for number in range(files)}
+    deltas: list[dict] = []
+    base, tree = muse.snapshot_id(manifest), dict(manifest)
+    for number in range(depth):
+        tree[f"z{number:04}"] = BLOB
+        deltas.append(delta := _delta(base, tree, f"z{number:04}"))
+        base = delta["snapshot_id"]
+    deltas += [_delta(base, {**tree, f"zz{number:04}": BLOB}, f"zz{number:04}") for number in range(count)]
+    parts = [deltas[at : at + 100] for at in range(0, len(deltas), 100)]
+    return manifest, [muse.frame("C", commits=[], snapshots=[], snapshot_deltas=part) for part in parts]
+
+
+def _delta(base: str, tree: dict[str, str], added: str) -> dict:
+    return {
+        "snapshot_id": muse.snapshot_id(tree), "parent_snapshot_id": base, "delta_upsert": {added: BLOB},
+        "delta_remove": [],
+    }  # fmt: skip
+
+
+def delta_frames(count: int) -> list[bytes]:
+    """Deltas of a few bytes whose results have nearly 16 MiB."""
+    base = bytes(16 * MIB)
+    frames = [muse.frame("O", object_id=muse.blob_id(base), encoding="zstd", content=zstandard.compress(base))]
+    for number in range(count):
+        content = base[:0xFFFFF8] + number.to_bytes(8, "big")
+        delta = varint(len(base)) + varint(len(content)) + b"\xf0\xf8\xff\xff" + b"\x08" + content[-8:]
+        encoded = zlib.compress(delta)
+        members = {"object_id": muse.blob_id(content), "encoding": "delta+zlib", "base": muse.blob_id(base)}
+        frames.append(muse.frame("O", **members, content=encoded))
+    return [*opening(), *frames, muse.frame("E", n_objects=count + 2, n_commits=0)]
+
+
+def heavy_pushes() -> Iterator[tuple[str, list[bytes], str | None, int]]:
+    """Name, frames, code of the refusal, and how many MiB it may take."""
+    lists = b"\xdd\x00\x00\xfd\xe8" + b"\x90" * 65_000
+    head = b"\x84\xa4type\xa1O\xa9object_id" + lists + b"\xa8encoding\xa3raw\xa7content\xc4\x01x"
+    yield "ids that are lists", [opening()[0], *[head] * 63], "malformed", 32
+    deep = {f"{number:06}/" + "a/" * 2044 + "b": BLOB for number in range(100)}
+    yield "paths of 2,047 components", whole_push(deep), None, 32
+    yield "messages of 1 MiB", commits_of(60, message="m" * 1_040_000), None, 48
+    yield "commits of 65,000 lists", commits_of(15, structured_delta=[[]] * 65_000), None, 48
+    manifest, deltas = siblings(3_000, 48, 400)
+    yield "siblings of a deep snapshot", whole_push(manifest, *deltas), None, 32
+    yield "a tree of 100,000 files", whole_push({f"d{i % 997}/file{i:08}": BLOB for i in range(100_000)}), None, 64
+    yield "deltas that make 16 MiB each", delta_frames(6), "missing_parents", 64
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+async def test_small_pushes_that_stand_for_much_take_little_memory(running: tuple[Daemon, Remote]) -> None:
+    server, remote = running
+    assert (await push_pieces(remote, whole_push({"warm": BLOB})))["type"] == "R"
+    for name, frames, code, most in heavy_pushes():
+        idle = server.memory()
+        server.reset_peak()
+        frames[0] = frames[0].replace(b"\xa5force\xc2", b"\xa5force\xc3")
+        answer = await push_pieces(remote, frames)
+        assert answer.get("error") == code, (name, answer)
+        above = (server.memory("VmHWM") - idle) / MIB
+        assert above <= most, f"{name}: {above:.1f} MiB above idle"

@@ -1021,6 +1021,33 @@ async def test_ancestry_gives_no_more_ancestors_than_asked_for(bench: Bench) -> 
         assert {fact.commit_id for fact in found} >= set(asked)
 
 
+async def test_ancestry_does_not_follow_what_is_much_older(bench: Bench) -> None:
+    rows = [commit("old1"), commit("old2", "old1", generation=2), commit("c3", "old2", generation=3)]
+    rows += [commit(f"c{at}", f"c{at - 1}", "old2", generation=at) for at in range(4, 40)]
+    repository = await bench.repository()
+    await bench.push(repository, *rows, new="c39")
+    found = await bench.index.ancestry(TYPED, [name("c39")], 10)
+    assert {fact.commit_id for fact in found} == {name(f"c{at}") for at in range(30, 40)} | {name("old2")}
+
+
+async def test_the_depths_of_stored_snapshots_are_told_whoever_stored_them(bench: Bench) -> None:
+    repository = await bench.repository()
+    await bench.push(repository, snapshot("s0"), snapshot("s1", base="s0", depth=1), commit("c"), new="c")
+    found = await bench.index.snapshot_depths(TYPED, names(["s0", "s1", "unknown"]))
+    assert found == {name("s0"): 0, name("s1"): 1}
+    assert await bench.index.snapshot_depths(PLAIN, names(["s0"])) == {}
+
+
+async def test_stored_bodies_are_given_only_as_far_as_they_fit_into_memory(bench: Bench) -> None:
+    repository = await bench.repository()
+    ids = [f"c{at}" for at in range(8)]
+    rows = [commit(one, record=bytes([at]) * 1_500_000) for at, one in enumerate(ids)]
+    await bench.push(repository, *rows, new="c0")
+    found = await bench.index.commit_records(repository.number, names(ids))
+    assert list(found) == names(ids[:3])
+    assert list(await bench.index.commit_records(repository.number, names(ids[3:]))) == names(ids[3:6])
+
+
 async def test_ancestry_leaves_out_what_is_unknown(bench: Bench) -> None:
     repository = await bench.repository()
     await bench.push(repository, commit("c2", "never recorded", generation=2), new="c2")

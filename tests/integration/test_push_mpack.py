@@ -9,7 +9,7 @@ import pytest
 from tests import containers
 from tests.clones import clone
 from tests.deployments import two_commits, with_history
-from tests.http_client import ask
+from tests.http_client import ask, push
 from tests.mpack_pushes import bundle_of, mpack_of, presign, push_mpack, put, target_of, unpack, upload
 from tests.muse import Push, blob_id, make_commit, random_history
 
@@ -59,6 +59,27 @@ async def test_large_contents_travel_by_every_form(server):
         answer = await push_mpack(server, form(history), history)
         assert answer.status == 200, answer.value
         assert answer.value["blobs_written"] == (4 if number == 0 else 1)
+    await same_as(server, history)
+
+
+@pytest.mark.parametrize("way", ["stream", "mpack", "bundle"])
+async def test_a_large_tree_comes_back_as_it_was_sent(server, way):
+    await server.make_repository()
+    files = {f"d{n * 7919 % 97}/é file {n * 7919 % 20_000:05}": b"%d" % (n % 5) for n in range(20_000)}
+    history = Push()
+    history.commit(files)
+    for number in range(3):
+        changed = {
+            path: b"new" if at % 4_000 == number else content for at, (path, content) in enumerate(files.items())
+        }
+        changed[f"added {number}"] = b"added"
+        del changed[list(files)[100 * number + 50]]
+        history.commit(changed)
+    if way == "stream":
+        assert (await push(server, history.frames()))["type"] == "R"
+    else:
+        data = mpack_of(history) if way == "mpack" else bundle_of(history)
+        assert (await push_mpack(server, data, history)).status == 200
     await same_as(server, history)
 
 

@@ -10,7 +10,7 @@ import zstandard
 
 from actors.push.finish import _ordered
 from actors.push.record_pack import Position
-from actors.push.records import PendingCommit
+from actors.push.records import BATCH_BYTES, PendingCommit, RecordStage
 from tests.clones import clone
 from tests.containers import copy, delta, insert, zstd_frame
 from tests.deployments import deployed, with_history
@@ -158,7 +158,7 @@ async def test_the_base_of_a_snapshot_delta_must_come_first(twin):
 async def test_a_snapshot_cannot_be_its_own_base(twin):
     await twin.make_repository()
     own = make_snapshot({"f": X})["snapshot_id"]
-    await refused(twin, with_record("snapshot_deltas", parent_snapshot_id=own), "missing_objects", X)
+    await refused(twin, with_record("snapshot_deltas", parent_snapshot_id=own), "malformed", X)
 
 
 async def test_the_base_of_an_object_that_is_nowhere_is_named(server):
@@ -274,6 +274,44 @@ async def test_more_than_the_limits_allow_is_too_large(tmp_path):
         await refused(server, around(chunks, 1), "too_large")
         await refused(server, with_record("commits", unknown="x" * 500_000), "too_large", X)
         assert (await push(server, one_commit().frames()))["type"] == "R"
+
+
+async def test_snapshots_of_a_push_are_counted_and_so_is_what_they_make_the_server_write(tmp_path):
+    deltas = [
+        {"snapshot_id": snapshot_id({f"f{n}": X}), "parent_snapshot_id": None, "delta_upsert": {f"f{n}": X}}
+        for n in range(4)
+    ]
+    frames = [member(), frame("C", snapshot_deltas=deltas)]
+    async with deployed(None, tmp_path, limits__snapshots_per_push=3) as server:
+        await server.make_repository()
+        await refused(server, around(frames, 1), "too_large", X)
+        assert (await push(server, one_commit().frames()))["type"] == "R"
+    async with deployed(None, tmp_path, limits__snapshot_push_bytes=1_000) as server:
+        await server.make_repository()
+        await refused(server, around(frames, 1), "too_large", X)
+        assert (await push(server, one_commit().frames()))["type"] == "R"
+
+
+async def test_a_batch_of_records_is_as_large_as_its_bytes_allow(tmp_path, monkeypatch):
+    sizes: list[int] = []
+    add = RecordStage.add
+
+    async def counting(self: RecordStage, records: list) -> None:
+        sizes.append(sum(len(record.record.get("message", "")) for record in records))
+        await add(self, records)
+
+    monkeypatch.setattr(RecordStage, "add", counting)
+    history = Push()
+    for number in range(12):
+        history.commit({"f": b"x"}, message=f"{number}" + "m" * 900_000)
+    async with deployed(None, tmp_path) as server:
+        await server.make_repository()
+        frames = [history.header(), *history.object_frames()]
+        frames += [frame("C", commits=[c], snapshots=history.snapshots[:1]) for c in history.commits]
+        assert (await push(server, b"".join([*frames, history.end()])))["type"] == "R"
+        copy_of = await clone(server, history.head)
+    assert copy_of.commits == {commit["commit_id"]: commit for commit in history.commits}
+    assert max(sizes) <= BATCH_BYTES + MIB
 
 
 COUNTS = [(0, 1), (2, 1), (1, 0), (1, 2), (10**6, 1), (1, 2**63)]

@@ -111,9 +111,9 @@ class Explaining:
         self._connection = connection
         self.statements: list[tuple[str, object, dict]] = []
 
-    def execute(self, query: str, arguments: object = None) -> psycopg.Cursor:
+    def execute(self, query: str, arguments: object = None, *, binary: bool = False) -> psycopg.Cursor:
         self.statements.append((query, arguments, explain(self._connection, query, arguments)))
-        return self._connection.execute(query, arguments)
+        return self._connection.execute(query, arguments, binary=binary)
 
     @contextmanager
     def cursor(self) -> Iterator[Explaining]:
@@ -223,6 +223,7 @@ OPERATIONS: dict[str, Callable[[psycopg.Connection], object]] = {
     "ancestry of many": lambda c: history.ancestry(c, TYPED, ids("c"), 2_000),
     "commit_records": lambda c: history.commit_records(c, REPO, ids("c")),
     "snapshot_deltas": lambda c: history.snapshot_deltas(c, TYPED, ids("s")),
+    "snapshot_depths": lambda c: history.snapshot_depths(c, TYPED, ids("s")),
     "snapshot_extras": lambda c: history.snapshot_extras(c, REPO, ids("s")),
     "snapshot_chain": lambda c: history.snapshot_chain(c, TYPED, name("s", 79)),
     "places": lambda c: blobs.places(c, TYPED, ids("b", 2_000)),

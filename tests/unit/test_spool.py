@@ -68,10 +68,12 @@ def test_only_old_leftovers_are_swept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [1, 5, 3000])
 async def test_a_record_pack_is_a_pack_with_every_record(tmp_path: Path, count: int) -> None:
     store = VerifyingStore(MemoryStore())
-    records = {bytes.fromhex(typed("commit", b"%d" % i)[7:]): b"commit 9\0" + b"x%d" % i * 100 for i in range(count)}
+    bodies = [b"x%d" % i * 100 for i in range(count)]
+    ids = [bytes.fromhex(typed("commit", b"%d" % i)[7:]) for i in range(count)]
+    records = {i: b"commit %d\0" % len(body) + body for i, body in zip(ids, bodies, strict=True)}
     async with SpoolDirectory(tmp_path, "s") as directory:
         pack = RecordPack(directory)
-        positions = [await pack.add(record_id, body) for record_id, body in records.items()]
+        positions = [pack.add(record_id, [body[:50], body[50:]]) for record_id, body in records.items()]
         assert await pack.read(positions) == list(records.values())
         pack_id = await pack.store(store)
     content = await store.get(record_pack_key(pack_id), 1 << 30)

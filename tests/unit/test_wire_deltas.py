@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from tests.containers import copy, delta, insert, varint
 from tests.unit.chunkings import examples
 from tests.unit.refusals import MIB, memory_below, outcome, refused
-from wire.deltas import apply_delta, make_delta
+from wire.deltas import apply_delta, delta_pieces, make_delta
 from wire.errors import Code
 
 BASE = bytes(range(256)) * 4
@@ -119,3 +120,16 @@ def test_a_delta_that_lies_about_its_result_is_stopped_at_what_it_states():
 def test_any_bytes_give_a_result_within_the_limit_or_a_refusal(base, made):
     result = outcome(apply_delta, base, varint(len(base)) + made, 500)
     assert result in {Code.MALFORMED, Code.BOMB} or len(result) <= 500
+
+
+def test_a_delta_of_too_many_instructions_is_refused_before_they_are_done():
+    inserts = b"\x01\x00" * 2_000_000
+    size = bytes([0x80 | 2_000_000 & 0x7F, 0x80 | 2_000_000 >> 7 & 0x7F, 2_000_000 >> 14])
+    began = time.process_time()
+    with refused(Code.TOO_LARGE):
+        apply_delta(b"", b"\x00" + size + inserts, 1 << 24)
+    assert time.process_time() - began < 1
+    steps = delta_pieces(b"", b"\x00\x02\x01a\x01b", 100, 2)
+    assert next(steps) == b"ab"
+    with refused(Code.TOO_LARGE):
+        list(delta_pieces(b"", b"\x00\x02\x01a\x01b", 100, 1))

@@ -632,3 +632,22 @@ def test_a_writer_keeps_to_the_same_grammar(grammar, beginning, allowed):
         else:
             with pytest.raises(ValueError, match=kind):
                 writer.send(kind, members)
+
+
+@pytest.mark.parametrize("key", ["object_id", "base", "encoding", "type"])
+@pytest.mark.parametrize("value", [[[]] * 1_000, {"a": 1}, 7, b"x", "x" * 200], ids=str)
+def test_what_is_kept_of_an_object_is_short_text(key, value):
+    members = {"type": "O", "object_id": "x", "encoding": "raw", "base": None, "content": b"", key: value}
+    with refused(Code.MALFORMED):
+        read(H + msgpack.packb(members))
+
+
+def test_a_record_says_what_it_costs_in_memory():
+    def weight_of(**fields: object) -> int:
+        events = read(H + frame("C", commits=[{"commit_id": "x", **fields}]) + frame("E", n_objects=0, n_commits=1))
+        return next(event for event in events if isinstance(event, Record)).weight
+
+    assert weight_of() < 2_000
+    assert 100_000 <= weight_of(message="m" * 100_000) < 110_000
+    assert weight_of(structured_delta=[[]] * 10_000) > 10_000 * 56
+    assert weight_of(structured_delta=["ab"] * 10_000) > 10_000 * 51

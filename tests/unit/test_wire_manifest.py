@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -354,3 +355,54 @@ def test_unchanged_blocks_are_shared_with_the_base():
     derived = base.apply({"src/package07/module00007.py": BLOBS[11]})
     ours = {id(block) for block in base._blocks}
     assert sum(id(block) not in ours for block in derived._blocks) == 1
+
+
+@pytest.mark.parametrize("policy", PathPolicy)
+def test_a_directory_named_like_an_object_id_is_refused(policy):
+    named = BLOBS[0].hex()
+    assert text_id({"dir": BLOBS[0]}) == text_id({}, [named])  # one text, two contents
+    with refused(Code.UNSAFE_PATH):
+        build({}, [named], policy)
+    with refused(Code.UNSAFE_PATH):
+        build({"a": BLOBS[1]}, ["x", named], policy)
+    check_is(build({}, [named.upper(), "d" * 63, f"x/{named}"], RELAXED), {}, [named.upper(), "d" * 63, f"x/{named}"])
+
+
+def test_paths_of_thousands_of_components_cost_no_more_than_their_bytes():
+    files = {f"{number:06}/" + "a/" * 2044 + "b": BLOBS[0] for number in range(100)}
+    tracemalloc.start()
+    try:
+        manifest = build(files)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 10 * sum(map(len, files))  # a text for each prefix would be a thousand times as much
+    check_is(manifest, files)
+    with refused(Code.UNSAFE_PATH):
+        manifest.apply({f"{3:06}/a/A": BLOBS[0], f"{3:06}/a": BLOBS[0]})
+
+
+def test_a_tree_of_a_hundred_thousand_files_takes_little_more_than_its_text():
+    files = {f"src/package{n % 20_000:05}/module{n:06}.py": BLOBS[n % len(BLOBS)] for n in range(100_000)}
+    tracemalloc.start()
+    try:
+        manifest = build(files)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 2 * manifest.text_bytes
+    assert peak < 25_000_000
+
+
+@given(st.sets(PATHS, max_size=40), st.sampled_from(PathPolicy))
+@examples(60)
+def test_a_manifest_built_in_slices_is_judged_like_one_built_at_once(paths, policy):
+    files = dict.fromkeys(sorted(paths, reverse=True), BLOBS[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(manifest_module, "AT_ONCE", 2)
+        if is_safe(set(paths), policy):
+            gone, left = sorted(paths)[::2], sorted(paths)[1::2]
+            check_is(build(files, policy=policy).apply({}, gone), dict.fromkeys(left, BLOBS[0]))
+        else:
+            with refused(Code.UNSAFE_PATH):
+                build(files, policy=policy)

@@ -115,7 +115,7 @@ def commands_page() -> str:
     )
     context = click.Context(main, info_name="museworkd")
     for path, command in walk(context, main):
-        with click.Context(command, info_name=path) as inner:
+        with click.Context(command, info_name=path, terminal_width=78, help_option_names=["-h", "--help"]) as inner:
             out += f"\n## {path}\n\n```\n{command.get_help(inner)}\n```\n"
     return out
 

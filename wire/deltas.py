@@ -59,24 +59,23 @@ def delta_pieces(
         count += 1
         if count > instructions:
             raise Refusal(Code.TOO_LARGE, f"a delta has more than the {instructions} instructions allowed here")
+        source: Buffer
         if op & _COPY:
-            offset, size, at = _read_copy(delta, at, op)
-            if offset + size > len(base):
+            start, size, at = _read_copy(delta, at, op)
+            source = base
+            if start + size > len(base):
                 raise malformed("a delta copies from beyond its base")
-            made += size
         elif op:
-            if at + op > len(delta):
+            start, size, source = at, op, delta
+            at += op
+            if at > len(delta):
                 raise malformed("a delta is cut")
-            made += op
         else:
             raise malformed("a delta has the reserved instruction 0")
+        made += size
         if made > stated:
             raise malformed("a delta makes more bytes than it states")
-        if op & _COPY:
-            result += base[offset : offset + size]
-        else:
-            result += delta[at : at + op]
-            at += op
+        result += source[start : start + size]
         if len(result) >= _PIECE_BYTES:
             yield result
             result = bytearray()

@@ -22,6 +22,8 @@ _BYTES_KEY = "$bytes"
 NESTING = 128
 """Depth of anything a peer sends or the store gives, so that code which walks a value may recurse; records are held
 to the smaller limit ``nesting_depth``."""
+_PLAIN = frozenset((str, bool, type(None)))
+"""Types whose values are their own JSON form."""
 _LEAST_INTEGER, _MOST_INTEGER = -(2**63), 2**64 - 1
 """What msgpack can say: a record that came as JSON must be able to leave as msgpack."""
 
@@ -60,11 +62,12 @@ def canonical_with_map(
     yield tail
 
 
+_encoder = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def _json(value: object) -> bytes:
     try:
-        return json.dumps(
-            value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-        ).encode("utf-8")  # fmt: skip
+        return _encoder.encode(value).encode("utf-8")
     except UnicodeEncodeError:
         raise malformed("a record holds text that is not valid UTF-8") from None
 
@@ -144,7 +147,8 @@ def _refuse_constant(name: str) -> object:
 
 
 def _to_json(value: object, depth: int) -> object:
-    if value is None or isinstance(value, str | bool):
+    kind = type(value)
+    if kind in _PLAIN:
         return value
     if isinstance(value, int):
         if not _LEAST_INTEGER <= value <= _MOST_INTEGER:
@@ -159,13 +163,13 @@ def _to_json(value: object, depth: int) -> object:
     if isinstance(value, bytes | bytearray | memoryview):
         return {_BYTES_KEY: base64.b64encode(value).decode("ascii")}
     if isinstance(value, list | tuple):
-        return [_to_json(item, depth - 1) for item in value]
-    if isinstance(value, Mapping):
+        return [item if type(item) in _PLAIN else _to_json(item, depth - 1) for item in value]
+    if isinstance(value, dict) or isinstance(value, Mapping):  # the first is faster  # noqa: SIM101
         result: dict[str, object] = {}
         for key, item in value.items():
-            if not isinstance(key, str):
+            if type(key) is not str:
                 raise malformed("a map key is not text")
-            result[key] = _to_json(item, depth - 1)
+            result[key] = item if type(item) in _PLAIN else _to_json(item, depth - 1)
         if len(result) == 1:
             key, item = next(iter(result.items()))
             if key.startswith("$"):

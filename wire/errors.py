@@ -36,7 +36,7 @@ class Code(enum.Enum):
     TOO_LARGE = ("too_large", 413, False)
     """Something is above a named limit; the sentence tells which."""
     QUOTA_EXCEEDED = ("quota_exceeded", 413, False)
-    """The repository's quota would be exceeded."""
+    """The quota of the repository's owner would be exceeded."""
     UNSUPPORTED_MEDIA = ("unsupported_media", 415, False)
     """The Content-Type or Content-Encoding is none that this request takes."""
     RANGE_MISMATCH = ("range_mismatch", 416, False)

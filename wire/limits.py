@@ -59,6 +59,8 @@ class Limits:
     """NAME_MAX of Linux, NTFS and APFS."""
     branch_name_bytes: int = 255
     """The whole name, slashes included (protocol §1)."""
+    owner_quota_bytes: int = 0
+    """All bytes the repositories of one owner may hold, unless `museworkd quota` says otherwise; 0 for no limit."""
     negotiate_ids: int = 1_000
     """``want`` or ``have`` ids of one request by a current client."""
     nesting_depth: int = 64

@@ -66,17 +66,40 @@ class MPackEnd:
     digest: bytes
 
 
-MPackEvent = SectionBegin | PackEvent | MPackRecord | MPackEnd
+@dataclass(frozen=True, slots=True)
+class MPackRecordBegin:
+    """A record that is not decoded: its bytes follow in :class:`MPackRecordPiece`."""
+
+    section: Section
+    size: int
+    """In bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class MPackRecordPiece:
+    """The next bytes of a record that is not decoded."""
+
+    content: bytes
+
+
+MPackEvent = SectionBegin | PackEvent | MPackRecord | MPackRecordBegin | MPackRecordPiece | MPackEnd
 
 
 class MPackReader:
-    """Push parser over a wire mpack; memory is bounded by one record."""
+    """Push parser over a wire mpack; memory is bounded by one record.
 
-    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
+    Args:
+        limits: the limits in force.
+        decode: whether records are decoded; else their bytes are handed on, for a second reading.
+        whole_bytes: objects up to this size may come in one event each (see :func:`wire.pack.walk_pack`).
+    """
+
+    def __init__(self, limits: Limits = DEFAULT_LIMITS, *, decode: bool = True, whole_bytes: int = -1) -> None:
         self._limits = limits
+        self._decode = decode
+        self._whole_bytes = whole_bytes
         self._queue = ByteQueue()
         self._covered = hashlib.sha256()
-        self._whole = hashlib.sha256()
         self._tail = b""
         self._steps = self._walk()
         self._received = 0
@@ -95,10 +118,14 @@ class MPackReader:
         self._received += len(data)
         if self._received > self._limits.mpack_bytes:
             raise Refusal(Code.TOO_LARGE, f"an mpack has more than {self._limits.mpack_bytes} bytes")
-        self._whole.update(data)
-        held = self._tail + data  # the footer is not covered by itself: keep the last 32 bytes back
-        self._covered.update(held[:-FOOTER_BYTES])
-        self._tail = held[-FOOTER_BYTES:]
+        if len(data) >= FOOTER_BYTES:  # the footer is not covered by itself: keep the last 32 bytes back
+            self._covered.update(self._tail)
+            self._covered.update(memoryview(data)[:-FOOTER_BYTES])
+            self._tail = data[-FOOTER_BYTES:]
+        else:
+            held = self._tail + data
+            self._covered.update(held[:-FOOTER_BYTES])
+            self._tail = held[-FOOTER_BYTES:]
         self._queue.append(data)
         while not self.finished:
             event = next(self._steps)
@@ -118,7 +145,7 @@ class MPackReader:
             yield from self._skip_to(offset)
             if section in {Section.OBJECTS, Section.OBJECTS_ZSTD}:
                 yield SectionBegin(section, None, offset, length)
-                yield from walk_pack(queue, self._limits)
+                yield from walk_pack(queue, self._limits, self._whole_bytes)
             else:
                 yield from self._records(section, offset, length)
             if queue.taken != offset + length:
@@ -129,7 +156,8 @@ class MPackReader:
         if footer != self._covered.digest():
             raise malformed("an mpack's footer does not match its bytes")
         self.finished = True
-        yield MPackEnd(self._whole.digest())
+        self._covered.update(footer)
+        yield MPackEnd(self._covered.digest())
 
     def _skip_to(self, offset: int) -> Generator[None, None, None]:
         while self._queue.taken < offset:
@@ -144,11 +172,20 @@ class MPackReader:
         yield SectionBegin(section, count, offset, length)
         for _ in range(count):
             (size,) = _U64.unpack((yield from take_exactly(self._queue, 8)))
-            yield MPackRecord(section, (yield from self._record(section, size)))
+            if section is not Section.SNAPSHOTS and size > self._limits.record_bytes:
+                raise Refusal(Code.TOO_LARGE, f"a record of {size} bytes, the limit is {self._limits.record_bytes}")
+            if self._decode:
+                yield MPackRecord(section, (yield from self._record(section, size)))
+                continue
+            yield MPackRecordBegin(section, size)
+            while size:
+                while not len(self._queue):
+                    yield None
+                piece = self._queue.take(size)
+                size -= len(piece)
+                yield MPackRecordPiece(piece)
 
     def _record(self, section: Section, size: int) -> Generator[None, None, object]:
-        if section is not Section.SNAPSHOTS and size > self._limits.record_bytes:
-            raise Refusal(Code.TOO_LARGE, f"a record of {size} bytes, the limit is {self._limits.record_bytes}")
         parser = PullParser(self._limits)
         walk = parser.snapshot_like() if section is Section.SNAPSHOTS else parser.value()
         fed = 0

@@ -8,7 +8,7 @@ generators that yield when bytes run out, which keeps this layer free of I/O.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -319,6 +319,67 @@ class _Containers:
         self.weight += weight
         if self.count > self._most:
             raise Refusal(Code.TOO_LARGE, f"one value has more than {self._most} lists and maps")
+
+
+SMALL_RECORD_BYTES = 16 * KIB
+"""Records up to this size are decoded in one step: what that can cost in memory is bounded by their bytes."""
+
+
+def decode_record(
+    pieces: Iterator[bytes], size: int, *, snapshot_like: bool, limits: Limits = DEFAULT_LIMITS
+) -> tuple[object, int]:
+    """Decode one record of ``size`` bytes that are at hand, in pieces of at most :data:`FEED_BYTES`.
+
+    Returns:
+        The record, and what it costs in memory, in bytes, estimated from above.
+
+    Raises:
+        Refusal: as :class:`PullParser` does, or ``malformed`` when the record does not fill its bytes.
+    """
+    if size <= min(
+        SMALL_RECORD_BYTES, limits.record_bytes, limits.manifest_entries, limits.manifest_directories,
+        limits.manifest_text_bytes,
+    ):  # fmt: skip
+        data = b"".join(pieces)
+        found = _decode_small(data, limits)
+        if found is not None and (not snapshot_like or _few_members(found[0])):
+            return found
+        pieces = iter([data])  # the careful way says what is wrong
+    parser = PullParser(limits)
+    walk: Walk[object] = parser.snapshot_like() if snapshot_like else parser.value()
+    fed = 0
+    while True:
+        try:
+            next(walk)
+        except StopIteration as stop:
+            if fed != size or parser.buffered:
+                raise malformed("a record does not fill its stated length") from None
+            return stop.value, parser.weight
+        piece = next(pieces, b"")
+        if not piece:
+            raise malformed("a record is longer than its stated length")
+        fed += len(piece)
+        parser.feed(piece)
+
+
+def _few_members(record: object) -> bool:
+    return isinstance(record, dict) and len(record) <= MAP_MEMBERS
+
+
+def _decode_small(data: bytes, limits: Limits) -> tuple[object, int] | None:
+    """Decode in one step; ``None`` for whatever is not plain."""
+    containers = _Containers(limits.value_containers)
+    try:
+        value: object = msgpack.unpackb(
+            data, raw=False, strict_map_key=True, list_hook=containers.list, object_pairs_hook=containers.map,
+            ext_hook=_refuse_extension, max_str_len=len(data), max_bin_len=len(data), max_array_len=len(data),
+            max_map_len=len(data), max_ext_len=0,
+        )  # fmt: skip
+        if containers.count > 1:
+            check_nesting(value)
+    except (Refusal, *_DECODE_ERRORS):
+        return None
+    return value, containers.weight + len(data) + _TEXT_BYTES
 
 
 def _refuse_extension(_code: int, _data: bytes) -> object:

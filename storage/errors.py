@@ -44,5 +44,15 @@ class SchemaMismatch(StorageError):
     """The database's schema is not one this version can work with."""
 
 
+class QuotaExceeded(StorageError):
+    """An owner may not store that much: ``used`` and ``reserved`` bytes beside what was asked for, of ``quota``."""
+
+    def __init__(self, used: int, reserved: int, quota: int) -> None:
+        super().__init__(f"{used} bytes are used and {reserved} on their way, the quota is {quota}")
+        self.used = used
+        self.reserved = reserved
+        self.quota = quota
+
+
 class StaleTicket(StorageError):
     """A newer attempt of the same push has begun, or the push has its verdict."""

@@ -12,19 +12,25 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from storage.layout import Place
 from storage.rows import (
+    Access,
     BranchLogEntry,
     BranchMove,
+    BranchTip,
     CommitRow,
+    Job,
     Known,
     MoveResult,
+    NewJob,
     NewRepository,
+    OwnerUsage,
     PushRecord,
+    PushRows,
     PushTicket,
     Repository,
     RepositorySettings,
@@ -34,6 +40,7 @@ from storage.rows import (
     StoredBlob,
     Token,
     Visibility,
+    Written,
 )
 from wire.graph import CommitFacts
 from wire.ids import Scheme
@@ -55,6 +62,9 @@ class Identities(Protocol):
 
     async def find_token(self, token_hash: bytes) -> Token | None:
         """Find a token by the SHA-256 of its secret, revoked and expired ones included."""
+
+    async def find_access(self, token_hash: bytes | None, owner: str, slug: str) -> Access:
+        """Look up at once what :meth:`find_token`, ``find_repository`` and ``collaborator_right`` would give."""
 
     async def list_tokens(self, handle: str | None) -> list[Token]:
         """List tokens of one identity or of all, newest first."""
@@ -92,6 +102,9 @@ class Repositories(Protocol):
     async def branch_heads(self, number: int) -> dict[str, bytes]:
         """Give all branches with their heads, by name."""
 
+    async def branch_tip(self, number: int, branch: str) -> BranchTip | None:
+        """Give where one branch is; ``None`` when it is not there."""
+
     async def move_branches(
         self, number: int, moves: Sequence[BranchMove], handle: str, now: dt.datetime
     ) -> MoveResult:
@@ -112,6 +125,9 @@ class Pushes(Protocol):
     ) -> PushTicket | PushRecord:
         """Start an attempt, making older ones stale; a finished push gives its record instead."""
 
+    async def is_of_scheme(self, ticket: PushTicket, scheme: Scheme) -> bool:
+        """Tell whether all blobs an open push has brought so far are of a scheme."""
+
     async def find_push(self, repo: int, push_id: uuid.UUID) -> PushRecord | None:
         """Look a push up."""
 
@@ -124,7 +140,12 @@ class Pushes(Protocol):
         """Look a batch of blobs up before storing them; ``push`` is the number of the push that asks."""
 
     async def record_blobs(self, ticket: PushTicket, scheme: Scheme, blobs: Sequence[StoredBlob]) -> int:
-        """Record blobs of a push that are in the store now; gives how many the push did not have yet."""
+        """Record blobs of a push that are in the store now; gives how many the push did not have yet.
+
+        Raises:
+            QuotaExceeded: with what else is under way, its owner would hold more than it may. Nothing was recorded,
+                and what the push has brought so far is not counted as on its way until it is begun again.
+        """
 
     async def lacking_blobs(self, ticket: PushTicket, object_ids: Sequence[bytes]) -> list[bytes]:
         """Give those neither in this push nor held by its repository."""
@@ -136,13 +157,13 @@ class Pushes(Protocol):
         """Give those not held by its repository; a push's own commits are not looked at."""
 
     async def record_snapshots(self, ticket: PushTicket, scheme: Scheme, snapshots: Sequence[SnapshotRef]) -> int:
-        """Record verified snapshots of a push, bases first; gives how many are new to the repository."""
+        """Record verified snapshots of a push, bases first; gives how many are new to the repository by this push."""
 
     async def snapshot_depths(self, scheme: Scheme, snapshot_ids: Sequence[bytes]) -> dict[bytes, int]:
         """Give how deep the chains of stored snapshots are, whoever stored them; unknown ones are left out."""
 
     async def record_commits(self, ticket: PushTicket, scheme: Scheme, commits: Sequence[CommitRow]) -> int:
-        """Record verified commits of a push, parents first; gives how many are new to the repository."""
+        """Record verified commits of a push, parents first; gives how many are new to the repository by this push."""
 
     async def accept_push(
         self,
@@ -151,10 +172,31 @@ class Pushes(Protocol):
         move: BranchMove,
         verdict: Mapping[str, object],
         now: dt.datetime,
+        record_bytes: int = 0,
+        new_jobs: Sequence[NewJob] = (),
     ) -> MoveResult:
         """Make a push visible: move the branch, fix the scheme, log the move and keep the verdict, at once.
 
+        The same transaction counts what the push brought, ``record_bytes`` of records with it, and enqueues what is
+        to be done after it. Concurrent pushes cannot exceed their owner's quota together.
+
         Done again by the attempt that was accepted, it says ``MOVED`` again and does nothing.
+        """
+
+    async def finish_push(
+        self,
+        ticket: PushTicket,
+        scheme: Scheme,
+        rows: PushRows,
+        move: BranchMove,
+        verdict: Callable[[Written], Mapping[str, object]],
+        now: dt.datetime,
+        record_bytes: int = 0,
+        new_jobs: Sequence[NewJob] = (),
+    ) -> MoveResult:
+        """Record what is left of a push and accept it, at once; unless the branch is moved, nothing is recorded.
+
+        ``verdict`` makes the verdict of what was new; it runs in the transaction and must not take long.
         """
 
     async def refuse_push(self, ticket: PushTicket, verdict: Mapping[str, object], now: dt.datetime) -> None:
@@ -162,6 +204,73 @@ class Pushes(Protocol):
 
     async def interrupt_push(self, ticket: PushTicket, news: Mapping[str, object], now: dt.datetime) -> None:
         """End an attempt whose push may be sent again; ``news`` is told to whoever asks until it is."""
+
+
+class Holdings(Protocol):
+    """Blobs a repository holds before a push names them, each until it expires. Nobody may read them."""
+
+    async def stored_blobs(
+        self,
+        repo: int,
+        scheme: Scheme,
+        object_ids: Sequence[bytes],
+        now: dt.datetime,
+        push: tuple[uuid.UUID, str] | None = None,
+    ) -> set[bytes]:
+        """Give those a push of this repository need not bring: accepted, held, or brought by an open push.
+
+        That push is named by its id and its identity. What is given because it is held stays so for at least half of
+        ``HELD_S``.
+        """
+
+    async def hold_blobs(self, repo: int, scheme: Scheme, blobs: Sequence[StoredBlob], expires: dt.datetime) -> None:
+        """Record blobs that are in the store now, and hold them for a repository; never for less long than before."""
+
+    async def claim_blobs(
+        self, ticket: PushTicket, scheme: Scheme, object_ids: Sequence[bytes], now: dt.datetime
+    ) -> set[bytes]:
+        """Make those the push's own that its repository holds and nothing else gives it; gives which."""
+
+    async def forget_held(self, now: dt.datetime, most: int) -> int:
+        """Forget up to ``most`` holdings that have expired; gives how many. The blobs themselves are not touched."""
+
+
+class Quotas(Protocol):
+    """What an owner's repositories take up, and may."""
+
+    async def owner_usage(self, owner: str, now: dt.datetime) -> OwnerUsage:
+        """Give how much an owner's repositories hold and how much they may."""
+
+    async def set_quota(self, owner: str, quota: int | None) -> None:
+        """Set an owner's quota in bytes; ``QUOTA_NONE`` for none, ``None`` for the deployment's default."""
+
+    async def reserve_bytes(
+        self,
+        repo: int,
+        reservation: bytes,
+        size: int,
+        now: dt.datetime,
+        expires: dt.datetime,
+        push_id: uuid.UUID | None = None,
+    ) -> None:
+        """Count an announced upload against the quota of the repository's owner, if there is one.
+
+        Done again with the same ``reservation`` (32 bytes), it counts once. It counts until it expires, is released,
+        or the push of that ``push_id`` is accepted.
+
+        Raises:
+            QuotaExceeded: there is no room for it; nothing was reserved.
+        """
+
+    async def release_bytes(self, repo: int, reservation: bytes) -> None:
+        """Let go of a reservation, if there is one."""
+
+
+class Jobs(Protocol):
+    """What is to be done later; jobs are enqueued by :meth:`Pushes.accept_push`."""
+
+    async def list_jobs(self, repo: int) -> list[Job]:
+        """Give the newest jobs of a repository, oldest first."""
 
 
 class History(Protocol):
@@ -198,7 +307,7 @@ class History(Protocol):
         """Say where blobs are that an accepted push of this repository holds."""
 
 
-class Index(Identities, Repositories, Pushes, History, Protocol):
+class Index(Identities, Repositories, Pushes, Holdings, Quotas, Jobs, History, Protocol):
     """The whole port."""
 
     async def ping(self) -> None:

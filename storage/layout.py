@@ -63,14 +63,19 @@ def staged_mpack_key(repo: int, mpack_id: bytes) -> str:
     return f"staging/{repo}/mpack/{mpack_id.hex()}"
 
 
-def staged_object_key(repo: int, object_id: bytes) -> str:
+def staged_object_key(repo: int, object_id: bytes, scheme: Scheme) -> str:
     """Key of an uploaded object that waits to be confirmed; never served, and removed by its age."""
-    return f"staging/{repo}/object/{object_id.hex()}"
+    return f"staging/{repo}/object/{scheme.value}/{object_id.hex()}"
 
 
 def incoming_key(push: int, attempt: int) -> str:
     """Key of the copy one attempt of a push reads its upload from; nobody else writes to it."""
     return f"staging/incoming/{push}-{attempt}"
+
+
+def confirming_key(token: bytes) -> str:
+    """Key of the copy one confirmation reads an uploaded object from; nobody else writes to it."""
+    return f"staging/incoming/{token.hex()}"
 
 
 def check_key(key: str) -> str:
@@ -85,15 +90,16 @@ class Verifier:
 
     def __init__(self, expected: str | None, scheme: Scheme, size: int) -> None:
         self._expected = expected
-        self._hasher = hasher_for(Kind.BLOB, size, scheme)
+        self._hasher = None if expected is None else hasher_for(Kind.BLOB, size, scheme)
 
     def update(self, piece: bytes) -> None:
         """Take the next bytes."""
-        self._hasher.update(piece)
+        if self._hasher is not None:
+            self._hasher.update(piece)
 
     def matches(self) -> bool:
         """Tell whether the whole content is right; a key that promises nothing is always right."""
-        return self._expected is None or self._hasher.hexdigest() == self._expected
+        return self._hasher is None or self._hasher.hexdigest() == self._expected
 
 
 def verifier(key: str, size: int) -> Verifier:

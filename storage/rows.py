@@ -5,10 +5,13 @@ from __future__ import annotations
 import datetime as dt
 import enum
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from wire.ids import Scheme
+
+HELD_S = 86_400.0
+"""How long a repository holds a blob that no push has named yet; whoever asks whether it is stored renews that."""
 
 
 class Right(enum.IntEnum):
@@ -86,6 +89,16 @@ class Token:
         return self.revoked_at is None and (self.expires_at is None or moment < self.expires_at)
 
 
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What there is to judge a request to a repository by; ``None`` for what is not there."""
+
+    token: Token | None
+    repository: Repository | None
+    named: Right
+    """What the token's identity was named for as a collaborator."""
+
+
 class PushState(enum.IntEnum):
     """A push's life."""
 
@@ -143,6 +156,9 @@ class Known:
     """By this repository, in an accepted push."""
 
 
+NOTHING_KNOWN = Known(frozenset(), frozenset())
+
+
 @dataclass(frozen=True, slots=True)
 class SnapshotRow:
     """A verified snapshot as stored: always as changes to a base, now and then with the full content too."""
@@ -177,6 +193,33 @@ class CommitRow:
     """The canonical bytes of the record as received."""
 
 
+@dataclass(frozen=True, slots=True)
+class PushRows:
+    """Rows of a push that are recorded in its last transaction: of a small one, all of them."""
+
+    blobs: Sequence[StoredBlob] = ()
+    snapshots: Sequence[SnapshotRef] = ()
+    commits: Sequence[CommitRow] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """How many of some rows were new: blobs to the push, snapshots and commits to the repository."""
+
+    blobs: int
+    snapshots: int
+    commits: int
+
+
+@dataclass(frozen=True, slots=True)
+class BranchTip:
+    """Where a branch is."""
+
+    head: bytes
+    snapshot_id: bytes
+    generation: int
+
+
 class Outcome(enum.Enum):
     """How an attempt to move a branch ended."""
 
@@ -189,6 +232,8 @@ class Outcome(enum.Enum):
     """The repository was deleted meanwhile."""
     SCHEME_DIFFERS = "scheme differs"
     """The repository's id scheme was fixed otherwise meanwhile."""
+    QUOTA_EXCEEDED = "quota exceeded"
+    """With it the owner's repositories would hold more than they may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +255,78 @@ class MoveResult:
     head: bytes | None = None
     branch: str | None = None
     """Which of several branches it was that was found elsewhere."""
+    usage: OwnerUsage | None = None
+    """What the owner's repositories hold without it, when that is too much for it."""
+    verdict: Mapping[str, object] | None = None
+    """Of a push that was finished: what is kept of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerUsage:
+    """How much an owner's repositories hold, in bytes of contents and record packs. Deleted ones do not count."""
+
+    used: int
+    """By accepted pushes."""
+    reserved: int
+    """By pushes under way or left alone for less than ``ABANDONED_S``, and by announced uploads."""
+    quota: int | None
+    """``None`` for none."""
+    by_default: bool
+    """Whether the quota is the deployment's, for lack of one of the owner's own."""
+
+
+ABANDONED_S = 86_400.0
+"""How long a push that somebody left counts against its owner's quota."""
+QUOTA_NONE = 0
+"""The quota of an owner who may store without limit."""
+
+
+class JobState(enum.IntEnum):
+    """A job's life."""
+
+    PENDING = 0
+    RUNNING = 1
+    DONE = 2
+    FAILED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job to enqueue for a repository, of a type of which one at a time waits."""
+
+    type: str
+    priority: int = 0
+    """The smallest goes first."""
+    payload: Mapping[str, object] = field(default_factory=dict)
+    """Members are added to those of a job that waits already; see :data:`PAYLOAD_MEMBERS`."""
+
+
+PAYLOAD_MEMBERS = 100
+"""Above it, the payload of a waiting job that gets more becomes :data:`WHOLE`."""
+WHOLE: Mapping[str, object] = {"whole": True}
+"""The payload that says: look at everything the repository holds."""
+JOBS_CHANNEL = "jobs"
+"""Where who claims jobs hears that there may be one."""
+LISTED_JOBS = 1_000
+"""Jobs of a repository that are listed at most, the newest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as it stands."""
+
+    number: int
+    repo: int
+    type: str
+    state: JobState
+    priority: int
+    payload: Mapping[str, object]
+    run_at: dt.datetime
+    attempts: int
+    created_at: dt.datetime
+    finished_at: dt.datetime | None
+    result: Mapping[str, object] | None
+    error: str | None
 
 
 @dataclass(frozen=True, slots=True)

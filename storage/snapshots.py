@@ -43,7 +43,7 @@ class Changes:
 def pack_changes(changes: Changes) -> bytes:
     """Write changes in the stored form."""
     if len(changes.upsert) <= AT_ONCE:
-        packed: bytes = msgpack.packb([dict(changes.upsert), list(changes.remove), list(changes.directories)])
+        packed: bytes = msgpack.packb([dict(changes.upsert.items()), list(changes.remove), list(changes.directories)])
         return packed
     packer = msgpack.Packer(autoreset=False, buf_size=64 * len(changes.upsert))
     packer.pack_array_header(3)

@@ -14,16 +14,26 @@ import trio
 from storage.errors import StaleTicket
 from storage.index import READ_BYTES, UNREAD_NOTIFICATIONS
 from storage.layout import Place
-from storage.memory.tables import PushEntry, Tables
+from storage.memory import held, jobs, usage
+from storage.memory.tables import OwnRows, PushEntry, Tables
 from storage.rows import (
+    ABANDONED_S,
+    JOBS_CHANNEL,
+    QUOTA_NONE,
+    Access,
     BranchLogEntry,
     BranchMove,
+    BranchTip,
     CommitRow,
+    Job,
     Known,
     MoveResult,
+    NewJob,
     NewRepository,
     Outcome,
+    OwnerUsage,
     PushRecord,
+    PushRows,
     PushState,
     PushTicket,
     Repository,
@@ -34,6 +44,7 @@ from storage.rows import (
     StoredBlob,
     Token,
     Visibility,
+    Written,
 )
 from wire.graph import CommitFacts
 from wire.ids import Scheme
@@ -44,8 +55,9 @@ T = TypeVar("T")
 class MemoryIndex:
     """See ``storage.index.Index`` for what each operation promises."""
 
-    def __init__(self, tables: Tables | None = None) -> None:
+    def __init__(self, tables: Tables | None = None, owner_quota: int = QUOTA_NONE) -> None:
         self.tables = tables or Tables()
+        self._owner_quota = owner_quota
         self._listeners: dict[str, list[trio.MemorySendChannel[str]]] = {}
 
     async def ping(self) -> None:
@@ -53,6 +65,9 @@ class MemoryIndex:
 
     async def notify(self, channel: str, payload: str) -> None:
         await trio.lowlevel.checkpoint()
+        self._notify(channel, payload)
+
+    def _notify(self, channel: str, payload: str) -> None:
         for listener in self._listeners.get(channel, []):
             with suppress(trio.WouldBlock):
                 listener.send_nowait(payload)
@@ -83,6 +98,14 @@ class MemoryIndex:
         await trio.lowlevel.checkpoint()
         return next((t for t in self.tables.tokens.values() if t.token_hash == token_hash), None)
 
+    async def find_access(self, token_hash: bytes | None, owner: str, slug: str) -> Access:
+        token = None if token_hash is None else await self.find_token(token_hash)
+        repository = await self.find_repository(owner, slug)
+        named = Right.NONE
+        if token is not None and repository is not None:
+            named = await self.collaborator_right(repository.number, token.handle)
+        return Access(token, repository, named)
+
     async def list_tokens(self, handle: str | None) -> list[Token]:
         await trio.lowlevel.checkpoint()
         found = [t for t in self.tables.tokens.values() if handle in {None, t.handle}]
@@ -103,6 +126,7 @@ class MemoryIndex:
             new.settings, new.created_at,
         )  # fmt: skip
         self.tables.repositories[number] = made
+        self.tables.owners[number] = made.owner
         return made
 
     async def find_repository(self, owner: str, slug: str) -> Repository | None:
@@ -152,6 +176,15 @@ class MemoryIndex:
         await trio.lowlevel.checkpoint()
         return dict(sorted(self.tables.branches[number].items()))
 
+    async def branch_tip(self, number: int, branch: str) -> BranchTip | None:
+        await trio.lowlevel.checkpoint()
+        head = self.tables.branches[number].get(branch)
+        scheme = None if number not in self.tables.repositories else self.tables.repositories[number].scheme
+        if head is None or scheme is None:
+            return None
+        facts = self.tables.commits[scheme, head]
+        return BranchTip(head, facts.snapshot_id, facts.order)
+
     async def move_branches(
         self, number: int, moves: Sequence[BranchMove], handle: str, now: dt.datetime
     ) -> MoveResult:
@@ -197,6 +230,10 @@ class MemoryIndex:
         entry.lease_expires = expires
         return PushTicket(entry.number, repo, push_id, entry.attempt)
 
+    async def is_of_scheme(self, ticket: PushTicket, scheme: Scheme) -> bool:
+        await trio.lowlevel.checkpoint()
+        return all((scheme, blob_id) in self.tables.blobs for blob_id in self.tables.pushes[ticket.number].blobs)
+
     async def find_push(self, repo: int, push_id: uuid.UUID) -> PushRecord | None:
         await trio.lowlevel.checkpoint()
         entry = self._push(repo, push_id)
@@ -204,8 +241,9 @@ class MemoryIndex:
 
     async def renew_pushes(self, tickets: Sequence[PushTicket], now: dt.datetime, lease_s: float) -> None:
         await trio.lowlevel.checkpoint()
+        given_up = now - dt.timedelta(seconds=ABANDONED_S)
         for ticket in tickets:
-            if self._is_current(ticket):
+            if self._is_current(ticket) and self.tables.pushes[ticket.number].lease_expires > given_up:
                 self.tables.pushes[ticket.number].lease_expires = now + dt.timedelta(seconds=lease_s)
 
     async def known_blobs(
@@ -223,7 +261,15 @@ class MemoryIndex:
     async def record_blobs(self, ticket: PushTicket, scheme: Scheme, stored: Sequence[StoredBlob]) -> int:
         await trio.lowlevel.checkpoint()
         entry = self._current(ticket)
+        new = {blob.object_id: blob.size for blob in stored if blob.object_id not in entry.blobs}
+        usage.count(self.tables, entry, sum(new.values()), self._owner_quota)
+        entry.size -= sum(new.values())
+        return self._record_blobs(ticket, scheme, stored)
+
+    def _record_blobs(self, ticket: PushTicket, scheme: Scheme, stored: Sequence[StoredBlob]) -> int:
+        entry = self._current(ticket)
         before = len(entry.blobs)
+        entry.size += sum({b.object_id: b.size for b in stored if b.object_id not in entry.blobs}.values())
         for blob in stored:
             self.tables.blobs.setdefault((scheme, blob.object_id), blob)
             entry.blobs.add(blob.object_id)
@@ -253,7 +299,9 @@ class MemoryIndex:
             self.tables.snapshots.setdefault((scheme, ref.row.snapshot_id), ref.row)
             if ref.row.snapshot_id not in held:
                 entry.snapshots.setdefault(ref.row.snapshot_id, ref.extras)
-        return len(entry.snapshots) - before
+        if ticket.attempt == 1:
+            return len(entry.snapshots) - before
+        return len(entry.snapshots.keys() & {ref.row.snapshot_id for ref in snapshots})
 
     async def snapshot_depths(self, scheme: Scheme, snapshot_ids: Sequence[bytes]) -> dict[bytes, int]:
         await trio.lowlevel.checkpoint()
@@ -270,7 +318,9 @@ class MemoryIndex:
             self.tables.commits.setdefault((scheme, row.commit_id), facts)
             if row.commit_id not in held:
                 entry.commits.setdefault(row.commit_id, row)
-        return len(entry.commits) - before
+        if ticket.attempt == 1:
+            return len(entry.commits) - before
+        return len(entry.commits.keys() & {row.commit_id for row in commits})
 
     async def accept_push(
         self,
@@ -279,6 +329,8 @@ class MemoryIndex:
         move: BranchMove,
         verdict: Mapping[str, object],
         now: dt.datetime,
+        record_bytes: int = 0,
+        new_jobs: Sequence[NewJob] = (),
     ) -> MoveResult:
         await trio.lowlevel.checkpoint()
         found = self.tables.pushes.get(ticket.number)
@@ -296,6 +348,9 @@ class MemoryIndex:
         if head not in {move.old, move.new}:
             return MoveResult(Outcome.HEAD_DIFFERS, head)
         entry = self.tables.pushes[ticket.number]
+        too_much = usage.settle(self.tables, entry, entry.size + record_bytes, now, self._owner_quota)
+        if too_much is not None:
+            return MoveResult(Outcome.QUOTA_EXCEEDED, usage=too_much)
         self.tables.repositories[ticket.repo] = replace(repository, scheme=scheme)
         assert move.new is not None
         branches[move.branch] = move.new
@@ -304,7 +359,44 @@ class MemoryIndex:
                 BranchLogEntry(move.branch, head, move.new, entry.record.handle, ticket.push_id, move.forced, now)
             )
         self._finish(entry, PushState.ACCEPTED, verdict, now)
+        jobs.enqueue(self.tables, ticket.repo, new_jobs, now)
+        if new_jobs:
+            self._notify(JOBS_CHANNEL, "")
         return MoveResult(Outcome.MOVED, move.new)
+
+    async def finish_push(
+        self,
+        ticket: PushTicket,
+        scheme: Scheme,
+        rows: PushRows,
+        move: BranchMove,
+        verdict: Callable[[Written], Mapping[str, object]],
+        now: dt.datetime,
+        record_bytes: int = 0,
+        new_jobs: Sequence[NewJob] = (),
+    ) -> MoveResult:
+        found = self.tables.pushes.get(ticket.number)
+        if found is not None and found.accepted and found.attempt == ticket.attempt:
+            await trio.lowlevel.checkpoint()
+            return MoveResult(Outcome.MOVED, move.new, verdict=found.record.verdict)
+        if not self._is_current(ticket):
+            await trio.lowlevel.checkpoint()
+            return MoveResult(Outcome.SUPERSEDED)
+        kept = self.tables.pushes[ticket.number].rows()
+        with trio.CancelScope(shield=True):  # as a transaction: wholly or not at all
+            try:
+                blobs = self._record_blobs(ticket, scheme, rows.blobs) if rows.blobs else 0
+                snapshots = await self.record_snapshots(ticket, scheme, rows.snapshots) if rows.snapshots else 0
+                commits = await self.record_commits(ticket, scheme, rows.commits) if rows.commits else 0
+                words = verdict(Written(blobs, snapshots, commits))
+                result = await self.accept_push(ticket, scheme, move, words, now, record_bytes, new_jobs)
+            except BaseException:
+                self._undo(ticket, kept)
+                raise
+        if result.outcome is not Outcome.MOVED:
+            self._undo(ticket, kept)
+            return result
+        return replace(result, verdict=words)
 
     async def refuse_push(self, ticket: PushTicket, verdict: Mapping[str, object], now: dt.datetime) -> None:
         await trio.lowlevel.checkpoint()
@@ -316,6 +408,62 @@ class MemoryIndex:
         if self._is_current(ticket):
             entry = self.tables.pushes[ticket.number]
             entry.record, entry.lease_expires = replace(entry.record, verdict=dict(news)), now
+
+    async def stored_blobs(
+        self,
+        repo: int,
+        scheme: Scheme,
+        object_ids: Sequence[bytes],
+        now: dt.datetime,
+        push: tuple[uuid.UUID, str] | None = None,
+    ) -> set[bytes]:
+        await trio.lowlevel.checkpoint()
+        return held.stored_blobs(self.tables, repo, scheme, object_ids, now, push)
+
+    async def hold_blobs(self, repo: int, scheme: Scheme, stored: Sequence[StoredBlob], expires: dt.datetime) -> None:
+        await trio.lowlevel.checkpoint()
+        held.hold_blobs(self.tables, repo, scheme, stored, expires)
+
+    async def claim_blobs(
+        self, ticket: PushTicket, scheme: Scheme, object_ids: Sequence[bytes], now: dt.datetime
+    ) -> set[bytes]:
+        await trio.lowlevel.checkpoint()
+        entry = self._current(ticket)
+        claimed = held.claim_blobs(self.tables, entry, scheme, object_ids, now)
+        usage.count_claimed(self.tables, entry, scheme, claimed)
+        return claimed
+
+    async def forget_held(self, now: dt.datetime, most: int) -> int:
+        await trio.lowlevel.checkpoint()
+        return held.forget_held(self.tables, now, most)
+
+    async def owner_usage(self, owner: str, now: dt.datetime) -> OwnerUsage:
+        await trio.lowlevel.checkpoint()
+        return usage.owner_usage(self.tables, owner, now, self._owner_quota)
+
+    async def set_quota(self, owner: str, quota: int | None) -> None:
+        await trio.lowlevel.checkpoint()
+        self.tables.quotas[owner] = quota
+
+    async def reserve_bytes(
+        self,
+        repo: int,
+        reservation: bytes,
+        size: int,
+        now: dt.datetime,
+        expires: dt.datetime,
+        push_id: uuid.UUID | None = None,
+    ) -> None:
+        await trio.lowlevel.checkpoint()
+        usage.reserve_bytes(self.tables, repo, reservation, size, now, expires, push_id, self._owner_quota)
+
+    async def release_bytes(self, repo: int, reservation: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        self.tables.reservations.pop((repo, reservation), None)
+
+    async def list_jobs(self, repo: int) -> list[Job]:
+        await trio.lowlevel.checkpoint()
+        return jobs.list_jobs(self.tables, repo)
 
     async def held_commits(self, repo: int, commit_ids: Sequence[bytes]) -> dict[bytes, int]:
         await trio.lowlevel.checkpoint()
@@ -394,6 +542,10 @@ class MemoryIndex:
         if not self._is_current(ticket):
             raise StaleTicket(f"push {ticket.push_id} attempt {ticket.attempt}")
         return self.tables.pushes[ticket.number]
+
+    def _undo(self, ticket: PushTicket, kept: OwnRows) -> None:
+        if self._is_current(ticket):  # else a newer attempt has rows there
+            self.tables.pushes[ticket.number].restore(kept)
 
     @staticmethod
     def _finish(entry: PushEntry, state: PushState, verdict: Mapping[str, object], now: dt.datetime) -> None:

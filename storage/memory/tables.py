@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from storage.rows import (
     BranchLogEntry,
     CommitRow,
+    Job,
     PushRecord,
     PushState,
     PushTicket,
@@ -23,6 +24,8 @@ from wire.graph import CommitFacts
 from wire.ids import Scheme
 
 Key = tuple[Scheme, bytes]
+OwnRows = tuple[set[bytes], dict[bytes, bytes], dict[bytes, CommitRow], int]
+"""Of a push: blobs, snapshots with their extras, commits, and the bytes of the blobs."""
 
 
 @dataclass(slots=True)
@@ -38,11 +41,30 @@ class PushEntry:
     snapshots: dict[bytes, bytes] = field(default_factory=dict)
     """Snapshot id → extras."""
     commits: dict[bytes, CommitRow] = field(default_factory=dict)
+    size: int = 0
+    """Bytes of the blobs it has brought."""
+
+    def rows(self) -> OwnRows:
+        """Give a copy of its rows, for :meth:`restore`."""
+        return set(self.blobs), dict(self.snapshots), dict(self.commits), self.size
+
+    def restore(self, kept: OwnRows) -> None:
+        """Undo what was recorded since."""
+        self.blobs, self.snapshots, self.commits, self.size = kept
 
     @property
     def accepted(self) -> bool:
         """Whether its rows count."""
         return self.record.state is PushState.ACCEPTED
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """An announced upload."""
+
+    size: int
+    push_id: uuid.UUID | None
+    expires: dt.datetime
 
 
 @dataclass(slots=True)
@@ -52,13 +74,21 @@ class Tables:
     tokens: dict[uuid.UUID, Token] = field(default_factory=dict)
     secrets: dict[str, bytes] = field(default_factory=dict)
     repositories: dict[int, Repository] = field(default_factory=dict)
+    owners: dict[int, str] = field(default_factory=dict)
+    """Of all repositories, deleted ones included."""
     collaborators: dict[tuple[int, str], Right] = field(default_factory=dict)
     branches: dict[int, dict[str, bytes]] = field(default_factory=lambda: defaultdict(dict))
     branch_log: dict[int, list[BranchLogEntry]] = field(default_factory=lambda: defaultdict(list))
     pushes: dict[int, PushEntry] = field(default_factory=dict)
     blobs: dict[Key, StoredBlob] = field(default_factory=dict)
+    held_blobs: dict[tuple[int, Scheme, bytes], dt.datetime] = field(default_factory=dict)
+    """Until when a repository holds a blob that no push has named."""
     commits: dict[Key, CommitFacts] = field(default_factory=dict)
     snapshots: dict[Key, SnapshotRow] = field(default_factory=dict)
+    quotas: dict[str, int | None] = field(default_factory=dict)
+    usage: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    reservations: dict[tuple[int, bytes], Reservation] = field(default_factory=dict)
+    jobs: dict[int, Job] = field(default_factory=dict)
     last_number: int = 0
 
     def next_number(self) -> int:

@@ -79,7 +79,8 @@ class FilesystemStore:
 
     async def put_file(self, key: str, path: Path) -> None:
         """See ``ObjectStore``; moved when it lies on the same file system, copied otherwise."""
-        self._statistics.put_bytes += await self._in_thread(lambda: self._take_file(key, path))
+        size = await self._in_thread(lambda: self._take_file(key, path))
+        self._statistics.put_bytes += size
         self._statistics.puts += 1
 
     async def copy(self, source: str, target: str) -> None:

@@ -92,6 +92,15 @@ class DatabaseStatistics:
     hold_p50_ms: float
 
 
+_SINGLE: set[Callable[..., object]] = set()
+
+
+def one_statement(function: Callable[..., T]) -> Callable[..., T]:
+    """Mark a function that runs one statement at most: it needs neither a BEGIN nor a COMMIT around it."""
+    _SINGLE.add(function)
+    return function
+
+
 class Database:
     """A pool of connections and the only way to use one."""
 
@@ -99,7 +108,6 @@ class Database:
         self._settings = settings
         self._environment = environment
         self._slots = trio.CapacityLimiter(settings.pool_size)
-        self._threads = trio.CapacityLimiter(settings.pool_size)
         self._holds: deque[float] = deque(maxlen=_HOLD_SAMPLES)
         self._hold_max = 0.0
         self._transactions = self._retries = self._failures = 0
@@ -154,11 +162,9 @@ class Database:
 
     async def _run_once(self, function: Callable[..., T], arguments: tuple[object, ...]) -> T:
         job = _Job(self._pool, function, arguments)
-        async with self._slots, trio.open_nursery() as nursery:  # waiting in line can be cancelled freely
-            nursery.start_soon(_watch, job, self._settings.statement_timeout_s + ANSWER_GRACE_S)
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(job.run, limiter=self._threads)
-                job.done.set()
+        async with self._slots:  # waiting in line can be cancelled freely
+            await job.in_thread(self._settings.statement_timeout_s + ANSWER_GRACE_S)
+        await trio.lowlevel.checkpoint_if_cancelled()
         self._transactions += 1
         self._holds.append(job.held_s)
         self._hold_max = max(self._hold_max, job.held_s)
@@ -186,6 +192,32 @@ class _Job(Generic[T]):
         """Give what the function gave, or raise what it raised."""
         assert self._outcome is not None
         return self._outcome.unwrap()
+
+    async def in_thread(self, answer_s: float) -> None:
+        """Run in a worker thread, to its end: a caller that is cancelled has the server cancel the statement first.
+
+        A server that does not answer within ``answer_s`` is hung up on. This is ``trio.to_thread.run_sync`` with a
+        hand in what a cancellation does, which would else take a nursery and a task for each transaction.
+        """
+        task, token = trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
+
+        def finish() -> None:
+            self.done.set()
+            trio.lowlevel.reschedule(task)
+
+        def deliver(_: object) -> None:
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(finish)
+
+        with trio.move_on_after(answer_s) as patience:
+
+            def abort(_: object) -> trio.lowlevel.Abort:
+                end = _hang_up if patience.cancel_called else _cancel
+                trio.lowlevel.spawn_system_task(end, self, name="end a transaction")
+                return trio.lowlevel.Abort.FAILED
+
+            trio.lowlevel.start_thread_soon(self.run, deliver, "transaction")
+            await trio.lowlevel.wait_task_rescheduled(abort)
 
     def run(self) -> None:
         """Run in the worker thread; what the function raises is kept for :meth:`result`."""
@@ -231,8 +263,12 @@ class _Job(Generic[T]):
                 raise pg_errors.QueryCanceled("the caller has gone")
             self._active = connection
         try:
+            alone = self._function in _SINGLE
+            if connection.autocommit is not alone:
+                connection.autocommit = alone
             value = self._function(connection, *self._arguments)
-            connection.commit()
+            if not alone:
+                connection.commit()
             return value
         except BaseException as error:
             if isinstance(error, _DEMOTED):
@@ -245,25 +281,22 @@ class _Job(Generic[T]):
                 self._active = None
 
 
-async def _watch(job: _Job[T], answer_s: float) -> None:
-    """Cancel with the caller, and hang up on a server that keeps no time limit of its own any more."""
-    try:
-        with trio.move_on_after(answer_s):
+async def _hang_up(job: _Job[Any]) -> None:
+    job.hang_up()
+
+
+async def _cancel(job: _Job[Any]) -> None:
+    """Cancel a transaction whose caller has gone; hang up on a server that does not mind."""
+    hang_up_at = trio.current_time() + CANCEL_ANSWER_S
+    while not job.done.is_set():
+        try:
+            await trio.to_thread.run_sync(job.cancel)
+        except psycopg.Error:
+            pass  # no second connection to be had: the statement timeout ends it
+        with trio.move_on_after(CANCEL_RETRY_S):
             await job.done.wait()
-        job.hang_up()
-    except trio.Cancelled:
-        with trio.CancelScope(shield=True):
-            hang_up_at = trio.current_time() + CANCEL_ANSWER_S
-            while not job.done.is_set():
-                try:
-                    await trio.to_thread.run_sync(job.cancel)
-                except psycopg.Error:
-                    pass  # no second connection to be had: the statement timeout ends it
-                with trio.move_on_after(CANCEL_RETRY_S):
-                    await job.done.wait()
-                if trio.current_time() > hang_up_at:
-                    job.hang_up()
-        raise
+        if trio.current_time() > hang_up_at:
+            job.hang_up()
 
 
 def connection_arguments(settings: DatabaseSettings) -> dict[str, Any]:

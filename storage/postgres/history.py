@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Sequence
 
 from storage.index import READ_BYTES
-from storage.postgres.database import Connection
+from storage.postgres.arrays import Byteas, Int8s
+from storage.postgres.database import Connection, one_statement
 from storage.postgres.pushes import require_current
 from storage.rows import CommitRow, PushTicket, SnapshotRef, SnapshotRow
 from wire.graph import CommitFacts
@@ -15,35 +16,53 @@ from wire.ids import Scheme
 # Each id is looked up by key on its own, see ``storage.postgres.blobs``.
 _q_insert_snapshots = """
     INSERT INTO snapshots (snapshot_id, scheme, base_id, depth, delta, "full")
-    VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING
+    SELECT new.id, %(scheme)s, new.base, new.depth, new.delta, new.whole
+    FROM unnest(%(ids)b, %(bases)b, %(depths)b, %(deltas)b, %(wholes)b) AS new (id, base, depth, delta, whole)
+    ON CONFLICT DO NOTHING
 """
 _q_insert_snapshot_refs = """
     INSERT INTO snapshot_refs (repo, snapshot_id, push, extras)
     SELECT %(repo)s, new.id, %(push)s, new.extras
-    FROM unnest(%(ids)b::bytea[], %(extras)b::bytea[]) AS new (id, extras)
+    FROM unnest(%(ids)b, %(extras)b) AS new (id, extras)
     WHERE NOT EXISTS (SELECT 1 FROM snapshot_refs r JOIN pushes p USING (push)
                       WHERE r.repo = %(repo)s AND r.snapshot_id = new.id AND p.state = 1 OFFSET 0)
     ON CONFLICT DO NOTHING
 """
 _q_insert_commits = """
     INSERT INTO commits (commit_id, scheme, parents, snapshot_id, generation)
-    VALUES (%s, %s, %s, %s, %s) ON CONFLICT DO NOTHING
+    SELECT new.id, %(scheme)s,
+           ARRAY(SELECT substring(new.parents FROM at FOR 32)
+                 FROM generate_series(1, octet_length(new.parents), 32) AS at ORDER BY at),
+           new.snapshot, new.generation
+    FROM unnest(%(ids)b, %(parents)b, %(snapshots)b, %(generations)b) AS new (id, parents, snapshot, generation)
+    ON CONFLICT DO NOTHING
 """
 _q_insert_records = """
     INSERT INTO commit_records (record_id, record)
-    SELECT * FROM unnest(%(records)b::bytea[], %(bodies)b::bytea[]) AS new (id, body) ORDER BY 1
+    SELECT * FROM unnest(%(records)b, %(bodies)b) AS new (id, body) ORDER BY 1
     ON CONFLICT DO NOTHING
 """
 _q_insert_commit_refs = """
     INSERT INTO commit_refs (repo, commit_id, push, record_id)
     SELECT %(repo)s, new.id, %(push)s, new.record
-    FROM unnest(%(ids)b::bytea[], %(records)b::bytea[]) AS new (id, record)
+    FROM unnest(%(ids)b, %(records)b) AS new (id, record)
     WHERE NOT EXISTS (SELECT 1 FROM commit_refs r JOIN pushes p USING (push)
                       WHERE r.repo = %(repo)s AND r.commit_id = new.id AND p.state = 1 OFFSET 0)
     ON CONFLICT DO NOTHING
 """
+# What an earlier attempt has recorded was new to the repository, too.
+_q_own_snapshots = """
+    SELECT count(*) FROM unnest(%(ids)b) AS wanted (id)
+    WHERE EXISTS (SELECT 1 FROM snapshot_refs r
+                  WHERE r.repo = %(repo)s AND r.snapshot_id = wanted.id AND r.push = %(push)s OFFSET 0)
+"""
+_q_own_commits = """
+    SELECT count(*) FROM unnest(%(ids)b) AS wanted (id)
+    WHERE EXISTS (SELECT 1 FROM commit_refs r
+                  WHERE r.repo = %(repo)s AND r.commit_id = wanted.id AND r.push = %(push)s OFFSET 0)
+"""
 _q_lacking_snapshots = """
-    SELECT DISTINCT wanted.id FROM unnest(%(ids)b::bytea[]) AS wanted (id)
+    SELECT DISTINCT wanted.id FROM unnest(%(ids)b) AS wanted (id)
     WHERE NOT EXISTS (
         SELECT 1 FROM snapshot_refs r JOIN pushes p USING (push)
         WHERE r.repo = %(repo)s AND r.snapshot_id = wanted.id AND (p.state = 1 OR r.push = %(push)s) OFFSET 0
@@ -51,7 +70,7 @@ _q_lacking_snapshots = """
 """
 _q_held_commits = """
     SELECT wanted.id, c.generation
-    FROM (SELECT DISTINCT unnest(%(ids)b::bytea[])) AS wanted (id)
+    FROM (SELECT DISTINCT unnest(%(ids)b)) AS wanted (id)
     CROSS JOIN LATERAL (
         SELECT generation FROM commits
         WHERE commit_id = wanted.id AND scheme = (SELECT scheme FROM repositories WHERE repo = %(repo)s) OFFSET 0
@@ -63,12 +82,12 @@ _q_held_commits = """
 # generation down needs next comes first, however wide the history is further down.
 _q_ancestry = """
     WITH RECURSIVE lowest AS MATERIALIZED (
-        SELECT max(c.generation) - %(deep)s AS generation FROM unnest(%(ids)b::bytea[]) AS wanted (id)
+        SELECT max(c.generation) - %(deep)s AS generation FROM unnest(%(ids)b) AS wanted (id)
         CROSS JOIN LATERAL (
             SELECT generation FROM commits WHERE commit_id = wanted.id AND scheme = %(scheme)s OFFSET 0
         ) AS c
     ), walk (commit_id) AS (
-        SELECT unnest(%(ids)b::bytea[])
+        SELECT unnest(%(ids)b)
         UNION
         SELECT unnest(c.parents) FROM walk CROSS JOIN LATERAL (
             SELECT parents, generation FROM commits
@@ -88,7 +107,7 @@ _q_commit_records = """
     SELECT id, record FROM (
         SELECT wanted.id, first.record, wanted.at,
                sum(octet_length(first.record)) OVER (ORDER BY wanted.at) - octet_length(first.record) AS before
-        FROM unnest(%(ids)b::bytea[]) WITH ORDINALITY AS wanted (id, at)
+        FROM unnest(%(ids)b) WITH ORDINALITY AS wanted (id, at)
         CROSS JOIN LATERAL (
             SELECT b.record FROM commit_refs r
             JOIN pushes p ON p.push = r.push AND p.state = 1
@@ -103,7 +122,7 @@ _q_snapshot_deltas = """
     SELECT id, base_id, depth, delta, NULL FROM (
         SELECT wanted.id, s.base_id, s.depth, s.delta, wanted.at,
                sum(octet_length(s.delta)) OVER (ORDER BY wanted.at) - octet_length(s.delta) AS before
-        FROM unnest(%(ids)b::bytea[]) WITH ORDINALITY AS wanted (id, at)
+        FROM unnest(%(ids)b) WITH ORDINALITY AS wanted (id, at)
         CROSS JOIN LATERAL (
             SELECT * FROM snapshots WHERE snapshot_id = wanted.id AND scheme = %(scheme)s OFFSET 0
         ) AS s
@@ -111,7 +130,7 @@ _q_snapshot_deltas = """
     WHERE before < %(most)s ORDER BY at
 """
 _q_snapshot_depths = """
-    SELECT s.snapshot_id, s.depth FROM unnest(%(ids)b::bytea[]) AS wanted (id)
+    SELECT s.snapshot_id, s.depth FROM unnest(%(ids)b) AS wanted (id)
     CROSS JOIN LATERAL (
         SELECT snapshot_id, depth FROM snapshots WHERE snapshot_id = wanted.id AND scheme = %(scheme)s OFFSET 0
     ) AS s
@@ -120,7 +139,7 @@ _q_snapshot_extras = """
     SELECT id, extras FROM (
         SELECT wanted.id, first.extras, wanted.at,
                sum(octet_length(first.extras)) OVER (ORDER BY wanted.at) - octet_length(first.extras) AS before
-        FROM unnest(%(ids)b::bytea[]) WITH ORDINALITY AS wanted (id, at)
+        FROM unnest(%(ids)b) WITH ORDINALITY AS wanted (id, at)
         CROSS JOIN LATERAL (
             SELECT r.extras FROM snapshot_refs r
             JOIN pushes p ON p.push = r.push AND p.state = 1
@@ -146,103 +165,131 @@ def record_snapshots(
 ) -> int:
     """See ``Pushes.record_snapshots``."""
     require_current(connection, ticket)
+    return insert_snapshots(connection, ticket, scheme, snapshots)
+
+
+def insert_snapshots(
+    connection: Connection, ticket: PushTicket, scheme: Scheme, snapshots: Sequence[SnapshotRef]
+) -> int:
+    """Record snapshots of an attempt that is known to be the current one."""
     refs = sorted(snapshots, key=lambda ref: ref.row.snapshot_id)  # see record_commits
     rows = [ref.row for ref in refs]
-    with connection.cursor() as cursor:
-        cursor.executemany(
-            _q_insert_snapshots,
-            [(r.snapshot_id, scheme.value, r.base_id, r.depth, r.delta, r.full) for r in rows],
-        )
-    done = connection.execute(
-        _q_insert_snapshot_refs,
-        {
-            "repo": ticket.repo, "push": ticket.number,
-            "ids": [r.snapshot_id for r in rows], "extras": [ref.extras for ref in refs],
-        },
-    )  # fmt: skip
-    return done.rowcount
+    arguments: dict[str, object] = {
+        "repo": ticket.repo,
+        "push": ticket.number,
+        "scheme": scheme.value,
+        "ids": Byteas([row.snapshot_id for row in rows]),
+        "bases": Byteas([row.base_id for row in rows]),
+        "depths": Int8s([row.depth for row in rows]),
+        "deltas": Byteas([row.delta for row in rows]),
+        "wholes": Byteas([row.full for row in rows]),
+        "extras": Byteas([ref.extras for ref in refs]),
+    }
+    connection.execute(_q_insert_snapshots, arguments)
+    added = connection.execute(_q_insert_snapshot_refs, arguments).rowcount
+    return added if ticket.attempt == 1 else _count(connection, _q_own_snapshots, arguments)
 
 
 def record_commits(connection: Connection, ticket: PushTicket, scheme: Scheme, commits: Sequence[CommitRow]) -> int:
     """See ``Pushes.record_commits``."""
     require_current(connection, ticket)
+    return insert_commits(connection, ticket, scheme, commits)
+
+
+def insert_commits(connection: Connection, ticket: PushTicket, scheme: Scheme, commits: Sequence[CommitRow]) -> int:
+    """Record commits of an attempt that is known to be the current one."""
     # pushes that bring the same rows wait for each other: in one order, or they would wait in a circle
     commits = sorted(commits, key=lambda c: c.commit_id)
-    with connection.cursor() as cursor:
-        cursor.executemany(
-            _q_insert_commits,
-            [(c.commit_id, scheme.value, list(c.parents), c.snapshot_id, c.generation) for c in commits],
-        )
-    arguments = {
+    arguments: dict[str, object] = {
         "repo": ticket.repo,
         "push": ticket.number,
-        "ids": [c.commit_id for c in commits],
-        "records": [hashlib.sha256(c.record).digest() for c in commits],
-        "bodies": [c.record for c in commits],
+        "scheme": scheme.value,
+        "ids": Byteas([c.commit_id for c in commits]),
+        "parents": Byteas([b"".join(c.parents) for c in commits]),
+        "snapshots": Byteas([c.snapshot_id for c in commits]),
+        "generations": Int8s([c.generation for c in commits]),
+        "records": Byteas([hashlib.sha256(c.record).digest() for c in commits]),
+        "bodies": Byteas([c.record for c in commits]),
     }
+    connection.execute(_q_insert_commits, arguments)
     connection.execute(_q_insert_records, arguments)
-    return connection.execute(_q_insert_commit_refs, arguments).rowcount
+    added = connection.execute(_q_insert_commit_refs, arguments).rowcount
+    return added if ticket.attempt == 1 else _count(connection, _q_own_commits, arguments)
 
 
+@one_statement
 def lacking_snapshots(connection: Connection, ticket: PushTicket, snapshot_ids: Sequence[bytes]) -> list[bytes]:
     """See ``Pushes.lacking_snapshots``."""
-    arguments = {"repo": ticket.repo, "push": ticket.number, "ids": list(snapshot_ids)}
+    arguments = {"repo": ticket.repo, "push": ticket.number, "ids": Byteas(snapshot_ids)}
     return [bytes(row[0]) for row in connection.execute(_q_lacking_snapshots, arguments)]
 
 
+@one_statement
 def lacking_commits(connection: Connection, ticket: PushTicket, commit_ids: Sequence[bytes]) -> list[bytes]:
     """See ``Pushes.lacking_commits``."""
     held = held_commits(connection, ticket.repo, commit_ids)
     return [commit_id for commit_id in dict.fromkeys(commit_ids) if commit_id not in held]
 
 
+@one_statement
 def held_commits(connection: Connection, repo: int, commit_ids: Sequence[bytes]) -> dict[bytes, int]:
     """See ``History.held_commits``."""
-    rows = connection.execute(_q_held_commits, {"repo": repo, "ids": list(commit_ids)})
+    rows = connection.execute(_q_held_commits, {"repo": repo, "ids": Byteas(commit_ids)})
     return {bytes(commit_id): generation for commit_id, generation in rows}
 
 
+@one_statement
 def ancestry(connection: Connection, scheme: Scheme, commit_ids: Sequence[bytes], most: int) -> list[CommitFacts]:
     """See ``History.ancestry``."""
     wanted = list(dict.fromkeys(commit_ids))
-    arguments = {"scheme": scheme.value, "ids": wanted, "most": len(wanted) + most, "deep": most}
+    arguments = {"scheme": scheme.value, "ids": Byteas(wanted), "most": len(wanted) + most, "deep": most}
     return [
         CommitFacts(bytes(commit_id), tuple(map(bytes, parents)), bytes(snapshot_id), generation)
         for commit_id, parents, snapshot_id, generation in connection.execute(_q_ancestry, arguments)
     ]
 
 
+@one_statement
 def commit_records(connection: Connection, repo: int, commit_ids: Sequence[bytes]) -> dict[bytes, bytes]:
     """See ``History.commit_records``."""
-    arguments = {"repo": repo, "ids": list(commit_ids), "most": READ_BYTES}
+    arguments = {"repo": repo, "ids": Byteas(commit_ids), "most": READ_BYTES}
     rows = connection.execute(_q_commit_records, arguments, binary=True)
     return {bytes(commit_id): bytes(record) for commit_id, record in rows}
 
 
+@one_statement
 def snapshot_deltas(connection: Connection, scheme: Scheme, snapshot_ids: Sequence[bytes]) -> dict[bytes, SnapshotRow]:
     """See ``History.snapshot_deltas``."""
-    arguments = {"scheme": scheme.value, "ids": list(snapshot_ids), "most": READ_BYTES}
+    arguments = {"scheme": scheme.value, "ids": Byteas(snapshot_ids), "most": READ_BYTES}
     rows = connection.execute(_q_snapshot_deltas, arguments, binary=True)
     return {row.snapshot_id: row for row in map(_snapshot, rows)}
 
 
+@one_statement
 def snapshot_depths(connection: Connection, scheme: Scheme, snapshot_ids: Sequence[bytes]) -> dict[bytes, int]:
     """See ``Pushes.snapshot_depths``."""
-    rows = connection.execute(_q_snapshot_depths, {"scheme": scheme.value, "ids": list(snapshot_ids)})
+    rows = connection.execute(_q_snapshot_depths, {"scheme": scheme.value, "ids": Byteas(snapshot_ids)})
     return {bytes(snapshot_id): depth for snapshot_id, depth in rows}
 
 
+@one_statement
 def snapshot_extras(connection: Connection, repo: int, snapshot_ids: Sequence[bytes]) -> dict[bytes, bytes]:
     """See ``History.snapshot_extras``."""
-    arguments = {"repo": repo, "ids": list(snapshot_ids), "most": READ_BYTES}
+    arguments = {"repo": repo, "ids": Byteas(snapshot_ids), "most": READ_BYTES}
     rows = connection.execute(_q_snapshot_extras, arguments, binary=True)
     return {bytes(snapshot_id): bytes(extras) for snapshot_id, extras in rows if extras}
 
 
+@one_statement
 def snapshot_chain(connection: Connection, scheme: Scheme, snapshot_id: bytes) -> list[SnapshotRow]:
     """See ``History.snapshot_chain``."""
     rows = connection.execute(_q_snapshot_chain, {"scheme": scheme.value, "id": snapshot_id}, binary=True)
     return [_snapshot(row) for row in rows]
+
+
+def _count(connection: Connection, query: str, arguments: dict[str, object]) -> int:
+    row = connection.execute(query, arguments).fetchone()
+    return 0 if row is None else row[0]
 
 
 def _snapshot(row: tuple[object, ...]) -> SnapshotRow:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import uuid
 
-from storage.postgres.database import Connection
+from storage.postgres.database import Connection, one_statement
 from storage.rows import Right, Token
 
 _q_ensure_identity = "INSERT INTO identities (handle, created_at) VALUES (%s, %s) ON CONFLICT DO NOTHING"
@@ -14,10 +14,10 @@ _q_insert_token = """
     VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (token_id) DO NOTHING
 """
 _q_revoke_token = "UPDATE tokens SET revoked_at = %s WHERE token_id = %s AND revoked_at IS NULL"
-_token_columns = "token_id, handle, token_hash, scope, created_at, expires_at, revoked_at"
-_q_find_token = f"SELECT {_token_columns} FROM tokens WHERE token_hash = %s"
+token_columns = "token_id, handle, token_hash, scope, created_at, expires_at, revoked_at"
+_q_find_token = f"SELECT {token_columns} FROM tokens WHERE token_hash = %s"
 _q_list_tokens = f"""
-    SELECT {_token_columns} FROM tokens
+    SELECT {token_columns} FROM tokens
     WHERE %(handle)s::text IS NULL OR handle = %(handle)s
     ORDER BY created_at DESC, token_id
 """
@@ -39,15 +39,16 @@ def revoke_token(connection: Connection, token_id: uuid.UUID, at: dt.datetime) -
     return connection.execute(_q_revoke_token, (at, token_id)).rowcount == 1
 
 
+@one_statement
 def find_token(connection: Connection, token_hash: bytes) -> Token | None:
     """See ``Identities.find_token``."""
     row = connection.execute(_q_find_token, (token_hash,)).fetchone()
-    return None if row is None else _token(row)
+    return None if row is None else token_of(row)
 
 
 def list_tokens(connection: Connection, handle: str | None) -> list[Token]:
     """See ``Identities.list_tokens``."""
-    return [_token(row) for row in connection.execute(_q_list_tokens, {"handle": handle})]
+    return [token_of(row) for row in connection.execute(_q_list_tokens, {"handle": handle})]
 
 
 def secret(connection: Connection, name: str, candidate: bytes) -> bytes:
@@ -58,6 +59,7 @@ def secret(connection: Connection, name: str, candidate: bytes) -> bytes:
     return bytes(row[0])
 
 
-def _token(row: tuple[object, ...]) -> Token:
+def token_of(row: tuple[object, ...]) -> Token:
+    """Read a row of :data:`token_columns`."""
     token_id, handle, token_hash, scope, created_at, expires_at, revoked_at = row
     return Token(token_id, handle, token_hash, Right(scope), created_at, expires_at, revoked_at)  # type: ignore[arg-type]

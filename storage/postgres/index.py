@@ -4,23 +4,43 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Self
 
 from storage.environment import Environment, SystemEnvironment
+from storage.errors import QuotaExceeded
 from storage.layout import Place
-from storage.postgres import blobs, branches, history, identities, pushes, repositories
+from storage.postgres import (
+    access,
+    blobs,
+    branches,
+    finish,
+    held,
+    history,
+    identities,
+    jobs,
+    pushes,
+    repositories,
+    usage,
+)
 from storage.postgres.database import Connection, Database, DatabaseSettings, DatabaseStatistics
 from storage.postgres.listener import listen
 from storage.rows import (
+    QUOTA_NONE,
+    Access,
     BranchLogEntry,
     BranchMove,
+    BranchTip,
     CommitRow,
+    Job,
     Known,
     MoveResult,
+    NewJob,
     NewRepository,
+    OwnerUsage,
     PushRecord,
+    PushRows,
     PushTicket,
     Repository,
     RepositorySettings,
@@ -30,6 +50,7 @@ from storage.rows import (
     StoredBlob,
     Token,
     Visibility,
+    Written,
 )
 from wire.graph import CommitFacts
 from wire.ids import Scheme
@@ -38,8 +59,11 @@ from wire.ids import Scheme
 class PostgresIndex:
     """See ``storage.index.Index`` for what each operation promises."""
 
-    def __init__(self, settings: DatabaseSettings, environment: Environment | None = None) -> None:
+    def __init__(
+        self, settings: DatabaseSettings, environment: Environment | None = None, owner_quota: int = QUOTA_NONE
+    ) -> None:
         self._settings = settings
+        self._owner_quota = owner_quota
         self.database = Database(settings, environment or SystemEnvironment())
 
     async def __aenter__(self) -> Self:
@@ -70,6 +94,9 @@ class PostgresIndex:
 
     async def find_token(self, token_hash: bytes) -> Token | None:
         return await self.database.run(identities.find_token, token_hash)
+
+    async def find_access(self, token_hash: bytes | None, owner: str, slug: str) -> Access:
+        return await self.database.run(access.find_access, token_hash, owner, slug)
 
     async def list_tokens(self, handle: str | None) -> list[Token]:
         return await self.database.run(identities.list_tokens, handle)
@@ -103,6 +130,9 @@ class PostgresIndex:
     async def branch_heads(self, number: int) -> dict[str, bytes]:
         return await self.database.run(repositories.branch_heads, number)
 
+    async def branch_tip(self, number: int, branch: str) -> BranchTip | None:
+        return await self.database.run(repositories.branch_tip, number, branch)
+
     async def move_branches(
         self, number: int, moves: Sequence[BranchMove], handle: str, now: dt.datetime
     ) -> MoveResult:
@@ -116,6 +146,9 @@ class PostgresIndex:
     ) -> PushTicket | PushRecord:
         return await self.database.run(pushes.begin_push, repo, push_id, handle, branch, now, lease_s)
 
+    async def is_of_scheme(self, ticket: PushTicket, scheme: Scheme) -> bool:
+        return await self.database.run(blobs.is_of_scheme, ticket, scheme)
+
     async def find_push(self, repo: int, push_id: uuid.UUID) -> PushRecord | None:
         return await self.database.run(pushes.find_push, repo, push_id)
 
@@ -128,7 +161,10 @@ class PostgresIndex:
         return await self.database.run(blobs.known_blobs, repo, scheme, object_ids, push)
 
     async def record_blobs(self, ticket: PushTicket, scheme: Scheme, stored: Sequence[StoredBlob]) -> int:
-        return await self.database.run(blobs.record_blobs, ticket, scheme, stored)
+        written = await self.database.run(blobs.record_blobs, ticket, scheme, stored, self._owner_quota)
+        if isinstance(written, QuotaExceeded):
+            raise written
+        return written
 
     async def lacking_blobs(self, ticket: PushTicket, object_ids: Sequence[bytes]) -> list[bytes]:
         return await self.database.run(blobs.lacking_blobs, ticket, object_ids)
@@ -155,14 +191,76 @@ class PostgresIndex:
         move: BranchMove,
         verdict: Mapping[str, object],
         now: dt.datetime,
+        record_bytes: int = 0,
+        new_jobs: Sequence[NewJob] = (),
     ) -> MoveResult:
-        return await self.database.run(pushes.accept_push, ticket, scheme, move, verdict, now)
+        return await self.database.run(
+            pushes.accept_push, ticket, scheme, move, verdict, now, record_bytes, new_jobs, self._owner_quota
+        )
+
+    async def finish_push(
+        self,
+        ticket: PushTicket,
+        scheme: Scheme,
+        rows: PushRows,
+        move: BranchMove,
+        verdict: Callable[[Written], Mapping[str, object]],
+        now: dt.datetime,
+        record_bytes: int = 0,
+        new_jobs: Sequence[NewJob] = (),
+    ) -> MoveResult:
+        arguments = (ticket, scheme, rows, move, verdict, now, record_bytes, new_jobs, self._owner_quota)
+        return await self.database.run(finish.finish_push, *arguments)
 
     async def refuse_push(self, ticket: PushTicket, verdict: Mapping[str, object], now: dt.datetime) -> None:
         await self.database.run(pushes.refuse_push, ticket, verdict, now)
 
     async def interrupt_push(self, ticket: PushTicket, news: Mapping[str, object], now: dt.datetime) -> None:
         await self.database.run(pushes.interrupt_push, ticket, news, now)
+
+    async def stored_blobs(
+        self,
+        repo: int,
+        scheme: Scheme,
+        object_ids: Sequence[bytes],
+        now: dt.datetime,
+        push: tuple[uuid.UUID, str] | None = None,
+    ) -> set[bytes]:
+        return await self.database.run(held.stored_blobs, repo, scheme, object_ids, now, push)
+
+    async def hold_blobs(self, repo: int, scheme: Scheme, stored: Sequence[StoredBlob], expires: dt.datetime) -> None:
+        await self.database.run(held.hold_blobs, repo, scheme, stored, expires)
+
+    async def claim_blobs(
+        self, ticket: PushTicket, scheme: Scheme, object_ids: Sequence[bytes], now: dt.datetime
+    ) -> set[bytes]:
+        return await self.database.run(_claim_blobs, ticket, scheme, object_ids, now)
+
+    async def forget_held(self, now: dt.datetime, most: int) -> int:
+        return await self.database.run(held.forget_held, now, most)
+
+    async def owner_usage(self, owner: str, now: dt.datetime) -> OwnerUsage:
+        return await self.database.run(usage.owner_usage, owner, now, self._owner_quota)
+
+    async def set_quota(self, owner: str, quota: int | None) -> None:
+        await self.database.run(usage.set_quota, owner, quota)
+
+    async def reserve_bytes(
+        self,
+        repo: int,
+        reservation: bytes,
+        size: int,
+        now: dt.datetime,
+        expires: dt.datetime,
+        push_id: uuid.UUID | None = None,
+    ) -> None:
+        await self.database.run(usage.reserve_bytes, repo, reservation, size, now, expires, push_id, self._owner_quota)
+
+    async def release_bytes(self, repo: int, reservation: bytes) -> None:
+        await self.database.run(usage.release_bytes, repo, reservation)
+
+    async def list_jobs(self, repo: int) -> list[Job]:
+        return await self.database.run(jobs.list_jobs, repo)
 
     async def held_commits(self, repo: int, commit_ids: Sequence[bytes]) -> dict[bytes, int]:
         return await self.database.run(history.held_commits, repo, commit_ids)
@@ -187,6 +285,14 @@ class PostgresIndex:
 
     async def held_places(self, repo: int, scheme: Scheme, object_ids: Sequence[bytes]) -> dict[bytes, Place]:
         return await self.database.run(blobs.held_places, repo, scheme, object_ids)
+
+
+def _claim_blobs(
+    connection: Connection, ticket: PushTicket, scheme: Scheme, object_ids: Sequence[bytes], now: dt.datetime
+) -> set[bytes]:
+    claimed = held.claim_blobs(connection, ticket, scheme, object_ids, now)
+    usage.count_claimed(connection, ticket, scheme, list(claimed))
+    return claimed
 
 
 def _ping(connection: Connection) -> None:

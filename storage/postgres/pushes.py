@@ -15,9 +15,20 @@ from typing import Any
 from psycopg.types.json import Json
 
 from storage.errors import StaleTicket
+from storage.postgres import jobs, usage
 from storage.postgres.branches import q_repository, swap
-from storage.postgres.database import Connection
-from storage.rows import BranchMove, MoveResult, Outcome, PushRecord, PushState, PushTicket
+from storage.postgres.database import Connection, one_statement
+from storage.rows import (
+    ABANDONED_S,
+    QUOTA_NONE,
+    BranchMove,
+    MoveResult,
+    NewJob,
+    Outcome,
+    PushRecord,
+    PushState,
+    PushTicket,
+)
 from wire.ids import Scheme
 
 _q_begin = """
@@ -30,12 +41,17 @@ _q_begin = """
 """
 _record_columns = "push_id, handle, branch, state, verdict, created_at, finished_at, lease_expires"
 _q_find = f"SELECT {_record_columns} FROM pushes WHERE repo = %s AND push_id = %s"
-_q_renew = "UPDATE pushes SET lease_expires = %s WHERE push = %s AND attempt = %s AND state = 0"
-_q_lock = "SELECT state, attempt FROM pushes WHERE push = %s FOR UPDATE"
+_q_renew = """
+    UPDATE pushes SET lease_expires = %s WHERE push = %s AND attempt = %s AND state = 0 AND lease_expires > %s
+"""
+_q_lock = "SELECT state, attempt, bytes FROM pushes WHERE push = %s FOR UPDATE"
 _q_look = "SELECT state, attempt FROM pushes WHERE push = %s FOR KEY SHARE"
 """Nobody can finish the push before this transaction ends; several may write for it at once."""
 _q_finish = "UPDATE pushes SET state = %s, verdict = %s, finished_at = %s WHERE push = %s"
 _q_interrupt = "UPDATE pushes SET verdict = %s, lease_expires = %s WHERE push = %s"
+_q_settled_repository = """
+    SELECT scheme FROM repositories WHERE repo = %s AND deleted_at IS NULL AND scheme IS NOT NULL FOR SHARE
+"""
 _q_fix_scheme = "UPDATE repositories SET scheme = %s WHERE repo = %s AND scheme IS NULL AND deleted_at IS NULL"
 _q_log = """
     INSERT INTO branch_log (repo, branch, old, new, handle, push, forced, at)
@@ -60,6 +76,7 @@ def begin_push(
     return found
 
 
+@one_statement
 def find_push(connection: Connection, repo: int, push_id: uuid.UUID) -> PushRecord | None:
     """See ``Pushes.find_push``."""
     row = connection.execute(_q_find, (repo, push_id)).fetchone()
@@ -69,23 +86,34 @@ def find_push(connection: Connection, repo: int, push_id: uuid.UUID) -> PushReco
 def renew_pushes(connection: Connection, tickets: Sequence[PushTicket], now: dt.datetime, lease_s: float) -> None:
     """See ``Pushes.renew_pushes``."""
     expires = now + dt.timedelta(seconds=lease_s)
+    given_up = now - dt.timedelta(seconds=ABANDONED_S)  # refused for its owner's quota: the lease was let go
+    ordered = sorted(tickets, key=lambda t: t.number)
     with connection.cursor() as cursor:
-        cursor.executemany(_q_renew, [(expires, t.number, t.attempt) for t in sorted(tickets, key=lambda t: t.number)])
+        cursor.executemany(_q_renew, [(expires, t.number, t.attempt, given_up) for t in ordered])
 
 
 def accept_push(
     connection: Connection, ticket: PushTicket, scheme: Scheme, move: BranchMove, verdict: Mapping[str, object],
-    now: dt.datetime,
+    now: dt.datetime, record_bytes: int = 0, new_jobs: Sequence[NewJob] = (), quota: int = QUOTA_NONE,
 ) -> MoveResult:  # fmt: skip
-    """See ``Pushes.accept_push``."""
-    row = connection.execute(_q_lock, (ticket.number,)).fetchone()
-    if row == (PushState.ACCEPTED.value, ticket.attempt):  # by a call like this one, whose answer was lost
+    """See ``Pushes.accept_push``; ``quota`` is the deployment's default."""
+    state, attempt, brought = connection.execute(_q_lock, (ticket.number,)).fetchone() or (None, None, 0)
+    if (state, attempt) == (PushState.ACCEPTED.value, ticket.attempt):  # by a call like this one, its answer lost
         return MoveResult(Outcome.MOVED, move.new)
-    if row != (PushState.OPEN.value, ticket.attempt):
+    if (state, attempt) != (PushState.OPEN.value, ticket.attempt):
         return MoveResult(Outcome.SUPERSEDED)
-    if _repository_scheme(connection, ticket.repo) is None:  # before the share lock: two first pushes would deadlock
-        connection.execute(_q_fix_scheme, (scheme.value, ticket.repo))
-    found = connection.execute(q_repository, (ticket.repo,)).fetchone()
+    return accept_current(connection, ticket, scheme, move, verdict, now, brought + record_bytes, new_jobs, quota)
+
+
+def accept_current(
+    connection: Connection, ticket: PushTicket, scheme: Scheme, move: BranchMove, verdict: Mapping[str, object],
+    now: dt.datetime, size: int, new_jobs: Sequence[NewJob], quota: int,
+) -> MoveResult:  # fmt: skip
+    """Accept a push whose row is locked and whose attempt is the current one; ``size`` is all it has brought."""
+    found = connection.execute(_q_settled_repository, (ticket.repo,)).fetchone()
+    if found is None:  # its scheme is not fixed yet, or it is not there
+        connection.execute(_q_fix_scheme, (scheme.value, ticket.repo))  # no lock before: first pushes would deadlock
+        found = connection.execute(q_repository, (ticket.repo,)).fetchone()
     if found is None:
         return MoveResult(Outcome.GONE)
     if found[0] != scheme.value:
@@ -97,6 +125,11 @@ def accept_push(
     if moved and move.old != move.new:
         connection.execute(_q_log, (ticket.repo, move.branch, move.old, move.new, move.forced, now, ticket.number))
     connection.execute(_q_finish, (PushState.ACCEPTED.value, Json(dict(verdict)), now, ticket.number))
+    too_much = usage.settle(connection, ticket, size, now, quota)
+    if too_much is not None:
+        connection.rollback()
+        return MoveResult(Outcome.QUOTA_EXCEEDED, head=None, usage=too_much)
+    jobs.enqueue(connection, ticket.repo, new_jobs, now)
     return MoveResult(Outcome.MOVED, head)
 
 
@@ -120,12 +153,7 @@ def require_current(connection: Connection, ticket: PushTicket) -> None:
 
 def _is_current(connection: Connection, ticket: PushTicket, query: str) -> bool:
     row = connection.execute(query, (ticket.number,)).fetchone()
-    return row == (PushState.OPEN.value, ticket.attempt)
-
-
-def _repository_scheme(connection: Connection, repo: int) -> str | None:
-    row = connection.execute("SELECT scheme FROM repositories WHERE repo = %s", (repo,)).fetchone()
-    return None if row is None else row[0]
+    return row is not None and row[:2] == (PushState.OPEN.value, ticket.attempt)
 
 
 def _record(row: tuple[Any, ...]) -> PushRecord:

@@ -8,20 +8,20 @@ from typing import Any
 
 from psycopg.types.json import Jsonb
 
-from storage.postgres.database import Connection
-from storage.rows import BranchLogEntry, NewRepository, Repository, RepositorySettings, Right, Visibility
+from storage.postgres.database import Connection, one_statement
+from storage.rows import BranchLogEntry, BranchTip, NewRepository, Repository, RepositorySettings, Right, Visibility
 from wire.ids import Scheme
 
-_columns = "repo, repo_id, owner, slug, visibility, scheme, default_branch, domain, settings, created_at"
+repository_columns = "repo, repo_id, owner, slug, visibility, scheme, default_branch, domain, settings, created_at"
 _q_insert = """
     INSERT INTO repositories (repo_id, owner, slug, visibility, default_branch, domain, settings, created_at)
     VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
     ON CONFLICT (owner, slug) WHERE deleted_at IS NULL DO NOTHING
 """
 _q_ensure_identity = "INSERT INTO identities (handle, created_at) VALUES (%s, %s) ON CONFLICT DO NOTHING"
-_q_find = f"SELECT {_columns} FROM repositories WHERE owner = %s AND slug = %s AND deleted_at IS NULL"
+_q_find = f"SELECT {repository_columns} FROM repositories WHERE owner = %s AND slug = %s AND deleted_at IS NULL"
 _q_list = f"""
-    SELECT {_columns} FROM repositories r
+    SELECT {repository_columns} FROM repositories r
     WHERE deleted_at IS NULL AND (
         %(everything)s OR visibility = 'public' OR owner = %(handle)s
         OR EXISTS (SELECT 1 FROM collaborators c WHERE c.repo = r.repo AND c.handle = %(handle)s)
@@ -39,6 +39,11 @@ _q_set_collaborator = """
 """
 _q_remove_collaborator = "DELETE FROM collaborators WHERE repo = %s AND handle = %s"
 _q_find_collaborator = 'SELECT "right" FROM collaborators WHERE repo = %s AND handle = %s'
+_q_tip = """
+    SELECT b.head, c.snapshot_id, c.generation
+    FROM branches b JOIN repositories r USING (repo) JOIN commits c ON c.commit_id = b.head AND c.scheme = r.scheme
+    WHERE b.repo = %s AND b.name = %s
+"""
 _q_heads = "SELECT name, head FROM branches WHERE repo = %s ORDER BY name"
 _q_log = """
     SELECT l.branch, l.old, l.new, l.handle, p.push_id, l.forced, l.at
@@ -61,18 +66,20 @@ def create_repository(connection: Connection, new: NewRepository) -> Repository 
     return found if found is not None and found.repo_id == new.repo_id else None
 
 
+@one_statement
 def find_repository(connection: Connection, owner: str, slug: str) -> Repository | None:
     """See ``Repositories.find_repository``."""
-    if not (_storable(owner) and _storable(slug)):
+    if not (is_storable(owner) and is_storable(slug)):
         return None
     row = connection.execute(_q_find, (owner, slug)).fetchone()
-    return None if row is None else _repository(row)
+    return None if row is None else repository_of(row)
 
 
+@one_statement
 def list_repositories(connection: Connection, handle: str | None, everything: bool) -> list[Repository]:
     """See ``Repositories.list_repositories``."""
     rows = connection.execute(_q_list, {"handle": handle, "everything": everything})
-    return [_repository(row) for row in rows]
+    return [repository_of(row) for row in rows]
 
 
 def update_repository(
@@ -96,28 +103,39 @@ def set_collaborator(connection: Connection, number: int, handle: str, right: Ri
         connection.execute(_q_set_collaborator, (number, handle, right.value))
 
 
+@one_statement
 def collaborator_right(connection: Connection, number: int, handle: str) -> Right:
     """See ``Repositories.collaborator_right``."""
     row = connection.execute(_q_find_collaborator, (number, handle)).fetchone()
     return Right.NONE if row is None else Right(row[0])
 
 
+@one_statement
 def branch_heads(connection: Connection, number: int) -> dict[str, bytes]:
     """See ``Repositories.branch_heads``."""
     return {name: bytes(head) for name, head in connection.execute(_q_heads, (number,))}
 
 
+@one_statement
+def branch_tip(connection: Connection, number: int, branch: str) -> BranchTip | None:
+    """See ``Repositories.branch_tip``."""
+    row = connection.execute(_q_tip, (number, branch)).fetchone()
+    return None if row is None else BranchTip(bytes(row[0]), bytes(row[1]), row[2])
+
+
+@one_statement
 def branch_log(connection: Connection, number: int, branch: str) -> list[BranchLogEntry]:
     """See ``Repositories.branch_log``."""
     return [BranchLogEntry(*row) for row in connection.execute(_q_log, (number, branch))]
 
 
-def _storable(text: str) -> bool:
+def is_storable(text: str) -> bool:
     """Tell whether PostgreSQL can hold a text; what a client asks for may be anything."""
     return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
 
 
-def _repository(row: tuple[Any, ...]) -> Repository:
+def repository_of(row: tuple[Any, ...]) -> Repository:
+    """Read a row of :data:`repository_columns`."""
     number, repo_id, owner, slug, visibility, scheme, default_branch, domain, settings, created_at = row
     return Repository(
         number, repo_id, owner, slug, Visibility(visibility), None if scheme is None else Scheme(scheme),

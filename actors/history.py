@@ -55,5 +55,22 @@ async def is_ancestor(
     index: History, scheme: Scheme, old: bytes, new: bytes, own: Mapping[bytes, CommitFacts] | None = None
 ) -> bool:
     """Tell whether ``old`` is ``new`` or an ancestor of it: whether a branch may move without force."""
+    if own and _leads_to(own, new, old):  # most pushes build on where the branch is
+        return True
     walk = await range_of(index, scheme, [old], [new], own)
     return not walk.found
+
+
+def _leads_to(own: Mapping[bytes, CommitFacts], new: bytes, old: bytes) -> bool:
+    """Tell whether ``old`` is reached from ``new`` through a push's own commits alone."""
+    seen, waiting = {new}, [new]
+    while waiting:
+        at = waiting.pop()
+        if at == old:
+            return True
+        fact = own.get(at)
+        if fact is not None:
+            fresh = [parent for parent in fact.parents if parent not in seen]
+            seen.update(fresh)
+            waiting += fresh
+    return False

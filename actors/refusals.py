@@ -11,6 +11,7 @@ from storage.errors import (
     IndexUnavailable,
     ObjectDamaged,
     ObjectMissing,
+    QuotaExceeded,
     StaleTicket,
     StoreFull,
     StoreUnavailable,
@@ -38,10 +39,18 @@ def refusal_for(error: BaseException) -> Refusal | None:
     return None
 
 
+def quota_refusal(used: int, reserved: int, quota: int | None) -> Refusal:
+    """Say that an owner may not store as much; all in bytes."""
+    detail = f"{used} bytes are stored and {reserved} on their way, and with this it would be more than the quota"
+    return Refusal(Code.QUOTA_EXCEEDED, f"{detail} of {quota}", used=used, reserved=reserved, quota=quota)
+
+
 def _infrastructure(error: BaseException) -> Refusal | None:
     match error:
         case StaleTicket():
             return Refusal(Code.PUSH_SUPERSEDED, "another connection has taken this push over, or it has its verdict")
+        case QuotaExceeded():
+            return quota_refusal(error.used, error.reserved, error.quota)
         case Draining():
             return Refusal(Code.DRAINING, "the server is shutting down and takes no new work")
         case StoreFull():

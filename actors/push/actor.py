@@ -13,16 +13,15 @@ import structlog
 import trio
 
 from actors.actor import Actor
-from actors.push.context import Attempt, Counts, PushRequest, PushServices, Timings
+from actors.push.context import Attempt, ClientGone, Counts, PushRequest, PushServices, Timings
 from actors.push.finish import Finish
 from actors.push.header import parse_header
 from actors.push.objects import ObjectStages
 from actors.push.record_pack import RecordPack
 from actors.push.records import RecordStage
-from actors.push.verdicts import first_verdict
+from actors.push.verdicts import first_verdict, keep_refusal
 from actors.refusals import refusal_for
 from actors.spool import SpoolDirectory
-from storage.errors import IndexUnavailable
 from storage.rows import PushRecord, PushTicket
 from wire.errors import Code, Refusal
 from wire.frames import CommitPackEnd, End, Event, FrameReader, FrameWriter, Grammar, Header, NeedData, Record
@@ -34,10 +33,6 @@ BODY_CHUNKS = 4
 ANSWERS = 16
 PROGRESS_EVERY_S = 0.25
 ANSWER_TIMEOUT_S = 30.0
-
-
-class ClientGone(Exception):
-    """The client disconnected before its push was complete; there is nobody to answer."""
 
 
 class PushActor(Actor[bytes | None]):
@@ -126,7 +121,8 @@ class PushActor(Actor[bytes | None]):
             if isinstance(error, Exception):
                 await self._last_word("X", _mistake().body(self._request.request_id))
             raise error
-        await self._keep_refusal(refusal)
+        if self._complete:
+            await keep_refusal(self._services, self._request, self.ticket, refusal, polled=False)
         return "X", refusal.body(self._request.request_id)
 
     async def _attempt(self, header: Header) -> tuple[str, Mapping[str, object]]:
@@ -139,19 +135,20 @@ class PushActor(Actor[bytes | None]):
         if isinstance(begun, PushRecord):
             return "R", first_verdict(begun, request.handle)
         self.ticket = begun
-        attempt = Attempt(plan, begun)
+        attempt = await Attempt.begun(services, request, plan, begun)
         timings, counts = Timings(), Counts()
         async with SpoolDirectory(services.spool_dir, f"push-{begun.number}-{begun.attempt}") as spools:
             stages = ObjectStages(services, attempt, spools, counts, timings, self._progress)
-            event = await stages.run(self._next_event)
             pack = RecordPack(spools)
             records = RecordStage(services, request, attempt, pack, counts, timings)
+            event = await stages.run(self._next_event)
             await records.build_on_branch()
             end = await self._take_records(event, records)
             await self._check_end(end, counts, records)
             finish = Finish(
-                services, request, attempt, pack, records.commits, records.snapshots, counts, timings, self._progress
-            )
+                services, request, attempt, pack, records.commits, records.snapshots, counts, timings, self._progress,
+                records.tip,
+            )  # fmt: skip
             return "R", await finish.run()
 
     async def _first_frame(self) -> Header:
@@ -199,16 +196,6 @@ class PushActor(Actor[bytes | None]):
             if chunk is None:
                 raise ClientGone
             self._reader.receive_data(chunk)
-
-    async def _keep_refusal(self, refusal: Refusal) -> None:
-        """Make a refusal of a completely received push its verdict; anything else may be tried again."""
-        if not self._complete or refusal.code.retryable or refusal.code is Code.PUSH_SUPERSEDED or self.ticket is None:
-            return
-        verdict = {key: value for key, value in refusal.body("").items() if key != "request_id"}
-        try:
-            await self._services.index.refuse_push(self.ticket, verdict, self._services.environment.now())
-        except IndexUnavailable as error:  # the refusal stands and is told, kept or not
-            log.warning("refusal not kept", request_id=self._request.request_id, error=str(error))
 
     def _progress(self, stage: str, done: int, total: int | None) -> None:
         if trio.current_time() - self._last_said_s >= PROGRESS_EVERY_S:

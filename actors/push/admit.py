@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 import trio
 
+from actors.push.claims import claim_held
 from actors.push.context import Attempt, Counts, PushServices
 from actors.spool import Spool, SpoolDirectory
 from storage.object_store import ReadRange
@@ -48,11 +49,6 @@ class Admitted:
     object_id: bytes
     size: int
     content: bytes | Path
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of memory it keeps."""
-        return self.size if isinstance(self.content, bytes) else 0
 
 
 class Admitter:
@@ -160,7 +156,8 @@ class Admitter:
             return recent
         await self._barrier()
         index, ticket = self._services.index, self._attempt.ticket
-        if await index.lacking_blobs(ticket, [base_id]):
+        lacking = await index.lacking_blobs(ticket, [base_id])
+        if await claim_held(self._services, self._attempt, self._counts, lacking):
             raise _missing_base(base_id, self._scheme)
         place = (await index.places(self._scheme, [base_id])).get(base_id)
         if place is None:

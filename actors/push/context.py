@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from actors.heartbeat import LEASE_S, Heartbeats
 from storage.environment import Environment
 from storage.index import Index
 from storage.object_store import ObjectStore
-from storage.rows import PushTicket, Repository, Right
+from storage.rows import PushTicket, Repository, Right, SnapshotRef, StoredBlob
 from storage.slots import Slots
+from wire.errors import malformed
 from wire.ids import Scheme
 from wire.limits import Limits
 from wire.paths import PathPolicy
@@ -21,10 +23,16 @@ from wire.paths import PathPolicy
 BATCH_OBJECTS = 64
 """Protocol §12: stream objects per batch."""
 BATCH_BYTES = 2 * 1024 * 1024
+OWN_BLOBS = 65_536
+"""Some 8 MiB."""
 BATCHES_PER_PUSH = 3
 """Batches of one push on their way into the store: enough to keep decoding, storing and recording busy."""
 BATCHES_IN_ALL = 32
 """For all pushes of a daemon together: 64 MiB."""
+
+
+class ClientGone(Exception):
+    """The client disconnected before its push was complete; there is nobody to answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +79,54 @@ class PushPlan:
     announced_objects: int | None
 
 
+@dataclass(slots=True)
+class Unrecorded:
+    """Rows of what is stored already that wait for the push's last transaction: of a small push, all of them."""
+
+    blobs: list[StoredBlob] = field(default_factory=list)
+    snapshots: list[SnapshotRef] = field(default_factory=list)
+
+    def take_blobs(self) -> list[StoredBlob]:
+        """Take the blobs, to record them after all."""
+        taken, self.blobs = self.blobs, []
+        return taken
+
+    def take_snapshots(self) -> list[SnapshotRef]:
+        """Take the snapshots, to record them after all."""
+        taken, self.snapshots = self.snapshots, []
+        return taken
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """One attempt of a push that has begun."""
 
     plan: PushPlan
     ticket: PushTicket
+    unrecorded: Unrecorded = field(default_factory=Unrecorded)
+    own_blobs: set[bytes] = field(default_factory=set)
+    """Blobs this attempt has brought, the first :data:`OWN_BLOBS`: about those the index need not be asked."""
+
+    first: bool = False
+    """Whether nothing can be there: no push of the repository was accepted before, and this one not tried."""
+
+    @classmethod
+    async def begun(cls, services: PushServices, request: PushRequest, plan: PushPlan, ticket: PushTicket) -> Attempt:
+        """Make the state of an attempt that has begun.
+
+        Raises:
+            Refusal: ``malformed``: an earlier attempt was of the other id scheme; what it brought under an id of
+                those digits are other bytes.
+        """
+        untouched = request.repository.scheme is None
+        if untouched and ticket.attempt > 1 and not await services.index.is_of_scheme(ticket, plan.scheme):
+            raise malformed("this push was begun with ids of the other scheme: send it under another push id")
+        return cls(plan, ticket, first=untouched and ticket.attempt == 1)
+
+    def brought(self, blobs: Iterable[bytes]) -> None:
+        """Take note of blobs that are stored."""
+        if len(self.own_blobs) < OWN_BLOBS:
+            self.own_blobs.update(blobs)
 
 
 class Timings:

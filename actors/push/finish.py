@@ -5,21 +5,25 @@ Steps, and what is left if the process dies after each:
 1. everything the commits reference is in this push or in this repository, the graph has no cycle — nothing new;
 2. the record pack is durable in the object store — a pack no row names; collected, or written again by the retry;
 3. the commits are rows of the push, 100 per transaction — rows nobody else sees, found again by the retry;
-4. one transaction moves the branch by compare-and-swap, logs it, and keeps the verdict: from here the push is
-   visible and complete, and a repetition gets the same verdict.
+4. one transaction moves the branch by compare-and-swap, logs it, keeps the verdict, counts what the push brought
+   and enqueues the jobs that follow: from here the push is visible and complete, and a repetition gets the same
+   verdict.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from actors.branches import judge_move
 from actors.push.context import Attempt, Counts, PushRequest, PushServices, Timings
+from actors.push.followups import followups
 from actors.push.record_pack import RecordPack
 from actors.push.records import BATCH_BYTES, BATCH_RECORDS, PendingCommit
-from storage.rows import BranchMove, CommitRow, Outcome
+from actors.refusals import quota_refusal
+from storage.rows import BranchMove, BranchTip, CommitRow, Outcome, PushRows, PushState, Written
 from wire.errors import LISTED_FACTS, Code, Refusal, malformed
 from wire.graph import CommitFacts
 from wire.ids import Scheme, format_id
@@ -42,8 +46,12 @@ class Finish:
     counts: Counts
     timings: Timings
     progress: Callable[[str, int, int | None], None]
+    tip: BranchTip | None
+    """Where the branch was when the push began."""
+    packs: Sequence[bytes] = ()
+    """Ids of the packs of blobs it has left in place."""
 
-    async def run(self) -> dict[str, object]:
+    async def run(self) -> Mapping[str, object]:
         """Finish; gives the verdict, which is already stored.
 
         Raises:
@@ -56,9 +64,9 @@ class Finish:
         with self.timings.measure("put"):
             await self.pack.store(self.services.store)
         with self.timings.measure("record"):
-            await self._record(facts)
+            last = await self._record(facts)
         with self.timings.measure("move"):
-            return await self._move({fact.commit_id: fact for fact in facts})
+            return await self._move({fact.commit_id: fact for fact in facts}, last)
 
     async def _outside_generations(self) -> dict[bytes, int]:
         """Look up every commit this push builds on; the head must be one of its own or one of those."""
@@ -67,7 +75,9 @@ class Finish:
         if plan.head not in self.commits:
             wanted.add(plan.head)
         held: dict[bytes, int] = {}
-        for part in _parts(wanted):
+        if self.tip is not None and self.tip.head in wanted:
+            held[self.tip.head] = self.tip.generation
+        for part in _parts(wanted - held.keys()):
             held.update(await self.services.index.held_commits(self.attempt.ticket.repo, part))
         missing = wanted - held.keys()
         if missing:
@@ -95,19 +105,23 @@ class Finish:
                 missing_count=len(lacking),
             )
 
-    async def _record(self, facts: list[CommitFacts]) -> None:
+    async def _record(self, facts: list[CommitFacts]) -> PushRows:
+        """Record commits but for the last batch, which is left for the last transaction."""
         done = 0
+        rows: list[CommitRow] = []
         for part in self._batches(facts):
+            if rows:
+                written = await self.services.index.record_commits(self.attempt.ticket, self.attempt.plan.scheme, rows)
+                self.counts.commits_written += written
+                self.progress("commits", done, len(facts))
             bodies = await self.pack.read([self.commits[fact.commit_id].position for fact in part])
             rows = [
                 CommitRow(fact.commit_id, fact.parents, fact.snapshot_id, fact.order, body)
                 for fact, body in zip(part, bodies, strict=True)
             ]
-            self.counts.commits_written += await self.services.index.record_commits(
-                self.attempt.ticket, self.attempt.plan.scheme, rows
-            )
             done += len(part)
-            self.progress("commits", done, len(facts))
+        unrecorded = self.attempt.unrecorded
+        return PushRows(unrecorded.take_blobs(), unrecorded.take_snapshots(), rows)
 
     def _batches(self, facts: list[CommitFacts]) -> Iterator[list[CommitFacts]]:
         """Cut into transactions by number and by bytes."""
@@ -123,28 +137,42 @@ class Finish:
         if part:
             yield part
 
-    async def _move(self, own: dict[bytes, CommitFacts]) -> dict[str, object]:
+    async def _move(self, own: dict[bytes, CommitFacts], rows: PushRows) -> Mapping[str, object]:
         plan, ticket, index = self.attempt.plan, self.attempt.ticket, self.services.index
+        old = None if self.tip is None else self.tip.head
         for _ in range(_MOVE_ATTEMPTS):
-            old = (await index.branch_heads(ticket.repo)).get(plan.branch)
-            forced = await self._check_move(old, own)
-            verdict = self._verdict()
-            result = await index.accept_push(
-                ticket, plan.scheme, BranchMove(plan.branch, old, plan.head, forced), verdict,
-                self.services.environment.now(),
+            try:
+                forced = await self._check_move(old, own)
+            except Refusal:
+                await self._check_current()
+                raise
+            verdict = partial(self._verdict, self.timings.in_ms())
+            result = await index.finish_push(
+                ticket, plan.scheme, rows, BranchMove(plan.branch, old, plan.head, forced), verdict,
+                self.services.environment.now(), self.pack.size, followups(self.packs),
             )  # fmt: skip
             match result.outcome:
                 case Outcome.MOVED:
-                    return verdict
+                    assert result.verdict is not None
+                    return result.verdict
                 case Outcome.SUPERSEDED:
-                    raise Refusal(Code.PUSH_SUPERSEDED, "another connection has taken this push over")
+                    raise _superseded()
                 case Outcome.GONE:
                     raise Refusal(Code.NOT_FOUND, "the repository was deleted while the push was under way")
                 case Outcome.SCHEME_DIFFERS:
                     raise malformed("another push has fixed this repository's id scheme meanwhile")
+                case Outcome.QUOTA_EXCEEDED:
+                    assert result.usage is not None
+                    raise quota_refusal(result.usage.used, result.usage.reserved, result.usage.quota)
                 case Outcome.HEAD_DIFFERS:
-                    continue
+                    old = result.head
         raise Refusal(Code.HEAD_MOVED, f"the branch {plan.branch!r} keeps moving under this push: fetch and try again")
+
+    async def _check_current(self) -> None:
+        """Refuse to judge a branch that was moved by this very push, over another connection."""
+        found = await self.services.index.find_push(self.attempt.ticket.repo, self.attempt.plan.push_id)
+        if found is not None and found.state is not PushState.OPEN:
+            raise _superseded()
 
     async def _check_move(self, old: bytes | None, own: dict[bytes, CommitFacts]) -> bool:
         """Judge a move by the server's own history (regression R7); gives whether force was needed."""
@@ -161,17 +189,19 @@ class Finish:
             force=plan.force, own=own,
         )  # fmt: skip
 
-    def _verdict(self) -> dict[str, object]:
+    def _verdict(self, timings_ms: dict[str, float], last: Written) -> dict[str, object]:
+        """Make the verdict, in the last transaction and its thread."""
         plan, counts = self.attempt.plan, self.counts
+        blobs_written = counts.blobs_written + last.blobs
         return {
             "push_id": str(plan.push_id),
             "branch": plan.branch,
             "head": format_id(plan.head, plan.scheme),
-            "commits_written": counts.commits_written,
-            "snapshots_written": counts.snapshots_written,
-            "blobs_written": counts.blobs_written,
-            "blobs_skipped": counts.blobs_received - counts.blobs_written,
-            "timings_ms": self.timings.in_ms(),
+            "commits_written": counts.commits_written + last.commits,
+            "snapshots_written": counts.snapshots_written + last.snapshots,
+            "blobs_written": blobs_written,
+            "blobs_skipped": counts.blobs_received - blobs_written,
+            "timings_ms": timings_ms,
         }
 
 
@@ -199,6 +229,10 @@ def _ordered(commits: dict[bytes, PendingCommit], outside: dict[bytes, int], sch
         stuck = next(commit_id for commit_id, count in waiting.items() if count)
         raise malformed(f"the commits of this push have a cycle through {format_id(stuck, scheme)}")
     return ordered
+
+
+def _superseded() -> Refusal:
+    return Refusal(Code.PUSH_SUPERSEDED, "another connection has taken this push over")
 
 
 def _parts(ids: Iterable[bytes]) -> list[list[bytes]]:

@@ -16,10 +16,19 @@ from pathlib import Path
 import trio
 
 from actors.push.admit import Admitted, Admitter, LargeObject
-from actors.push.context import BATCH_BYTES, BATCH_OBJECTS, BATCHES_PER_PUSH, Attempt, Counts, PushServices, Timings
+from actors.push.context import (
+    BATCH_BYTES,
+    BATCH_OBJECTS,
+    BATCHES_PER_PUSH,
+    Attempt,
+    ClientGone,
+    Counts,
+    PushServices,
+    Timings,
+)
 from actors.spool import SpoolDirectory
 from storage.layout import loose_key
-from storage.rows import StoredBlob
+from storage.rows import NOTHING_KNOWN, StoredBlob
 from wire.errors import Refusal
 from wire.frames import Event, Object, ObjectBegin, ObjectEnd, ObjectPiece
 
@@ -41,7 +50,10 @@ class ObjectStages:
     progress: Callable[[str, int, int | None], None]
 
     async def run(self, next_event: NextEvent) -> Event:
-        """Take object events until another kind comes; gives that one, after every object was recorded."""
+        """Take object events until another kind comes; gives that one, after every object was stored.
+
+        Of a push that is cut, what has arrived is recorded as well: the next attempt need not bring it again.
+        """
         parcels_in, parcels = trio.open_memory_channel[Parcel](2)
         batches_in, batches = trio.open_memory_channel[list[Admitted]](0)
         settled = Settled()
@@ -52,10 +64,11 @@ class ObjectStages:
             batches.close()
             with parcels_in:
                 try:
-                    following: Event | Refusal = await self._decode(next_event, parcels_in)
-                except Refusal as refusal:
-                    following = refusal  # what is wrong with an earlier object is told first
-        if isinstance(following, Refusal):
+                    following: Event | Refusal | ClientGone = await self._decode(next_event, parcels_in)
+                except (Refusal, ClientGone) as end:
+                    following = end  # what is wrong with an earlier object is told first
+        if isinstance(following, Refusal | ClientGone):
+            await self._record(self.attempt.unrecorded.take_blobs())
             raise following
         return following
 
@@ -65,7 +78,7 @@ class ObjectStages:
         while True:
             try:
                 event = await next_event()
-            except Refusal:
+            except (Refusal, ClientGone):
                 if waiting:
                     await parcels.send(waiting)
                 raise
@@ -105,18 +118,19 @@ class ObjectStages:
         settled: Settled,
     ) -> None:
         batch: list[Admitted] = []
-        held_bytes = 0
+        size = 0
 
         async def flush() -> None:
-            nonlocal batch, held_bytes
+            nonlocal batch, size
             if batch:
-                full, batch, held_bytes = batch, [], 0
+                full, batch, size = batch, [], 0
                 settled.enter()
                 await batches.send(full)
 
         async def barrier() -> None:
             await flush()
             await settled.wait()
+            await self._record(self.attempt.unrecorded.take_blobs())
 
         admitter = Admitter(self.services, self.attempt, self.spools, self.counts, barrier)
         async with parcels, batches:
@@ -125,8 +139,8 @@ class ObjectStages:
                     with self.timings.measure("admit"):
                         blob = await admitter.admit(item)
                     batch.append(blob)
-                    held_bytes += blob.held_bytes
-                    if len(batch) >= BATCH_OBJECTS or held_bytes >= BATCH_BYTES:
+                    size += blob.size
+                    if len(batch) >= BATCH_OBJECTS or size >= BATCH_BYTES:
                         await flush()
                 await trio.lowlevel.checkpoint()
             await flush()
@@ -141,18 +155,25 @@ class ObjectStages:
     async def _store(self, batch: list[Admitted]) -> None:
         services, scheme, ticket = self.services, self.attempt.plan.scheme, self.attempt.ticket
         unique = {blob.object_id: blob for blob in batch}
-        known = await services.index.known_blobs(ticket.repo, scheme, list(unique), ticket.number)
+        known = NOTHING_KNOWN
+        if not self.attempt.first:
+            known = await services.index.known_blobs(ticket.repo, scheme, list(unique), ticket.number)
         new = [blob for blob in unique.values() if blob.object_id not in known.held]
         with self.timings.measure("put"):
             await self._put([blob for blob in new if blob.object_id not in known.sent])
-        if new:
-            with self.timings.measure("record"):
-                written = await services.index.record_blobs(
-                    ticket, scheme, [StoredBlob(blob.object_id, blob.size) for blob in new]
-                )
-            self.counts.blobs_written += written
+        unrecorded = self.attempt.unrecorded
+        unrecorded.blobs += [StoredBlob(blob.object_id, blob.size) for blob in new]
+        self.attempt.brought(unique)
+        if len(unrecorded.blobs) > BATCH_OBJECTS or sum(blob.size for blob in unrecorded.blobs) > BATCH_BYTES:
+            await self._record(unrecorded.take_blobs())
         self.counts.blobs_received += len(batch)
         self.progress("objects", self.counts.blobs_received, self.attempt.plan.announced_objects)
+
+    async def _record(self, blobs: list[StoredBlob]) -> None:
+        if blobs:
+            with self.timings.measure("record"):
+                written = await self.services.index.record_blobs(self.attempt.ticket, self.attempt.plan.scheme, blobs)
+            self.counts.blobs_written += written  # of several workers at once: read after the wait, not before
 
     async def _put(self, blobs: list[Admitted]) -> None:
         store, scheme = self.services.store, self.attempt.plan.scheme

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import msgpack
 
@@ -25,10 +25,18 @@ from wire.frames import INLINE_BYTES, Event, Object, ObjectBegin, ObjectEnd, Obj
 from wire.ids import Kind, Scheme, format_id, hash_bytes, hasher_for, parse_id
 from wire.inflate import inflate, inflate_stream
 from wire.limits import Limits
-from wire.mpack import MPackEnd, MPackEvent, MPackReader, MPackRecord, Section, SectionBegin
-from wire.pack import PackEnd, PackObjectBegin, PackObjectEnd, PackPiece
+from wire.mpack import (
+    MPackEnd,
+    MPackEvent,
+    MPackReader,
+    MPackRecordBegin,
+    MPackRecordPiece,
+    Section,
+    SectionBegin,
+)
+from wire.pack import PackObject, PackObjectBegin, PackObjectEnd, PackPiece
 from wire.path_map import MAP_HEAD, PathMap
-from wire.pull import FEED_BYTES, PullParser, Walk
+from wire.pull import FEED_BYTES, decode_record
 
 _ENTRY = struct.Struct("<?32sQQ")
 """Whether it lies in the pack of our own, id, offset, size."""
@@ -73,6 +81,7 @@ class PackProver:
         self._mpack: MPackReader | None = None
         self._bundle: BundleReader | None = None
         self._whole = hashlib.sha256()
+        """Of a bundle; an mpack's reader has it."""
         self._section: SectionBegin | None = None
         self._current: _Current | None = None
         self._entries = spools.new()
@@ -90,21 +99,25 @@ class PackProver:
         Raises:
             Refusal: ``malformed``, ``bad_object_hash``, ``bomb``, ``too_large``.
         """
-        self._whole.update(data)
         if self._mpack is None and self._bundle is None and data:
             if looks_like_bundle(data):
                 self._bundle = BundleReader(self._limits)
             else:
-                self._mpack = MPackReader(self._limits)
+                self._mpack = MPackReader(self._limits, decode=False, whole_bytes=INLINE_BYTES)
         if self._bundle is not None:
+            self._whole.update(data)
             for event in self._bundle.receive_data(data):
                 self._take_bundle(event)
+            if not data:
+                self._check_whole(self._whole.digest())
         elif self._mpack is not None:
             for mpack_event in self._mpack.receive_data(data):
                 self._take_mpack(mpack_event)
         else:
             raise malformed("the upload is empty")
-        if not data and self._whole.digest() != self._expected:
+
+    def _check_whole(self, digest: bytes) -> None:
+        if digest != self._expected:
             raise Refusal(Code.BAD_OBJECT_HASH, "the upload's bytes do not hash to its mpack_key")
 
     def finish(self) -> tuple[bytes, Path] | None:
@@ -134,34 +147,44 @@ class PackProver:
         with self._records.open() as file:
             while head := file.read(_RECORD_HEAD.size):
                 kind, size = _RECORD_HEAD.unpack(head)
-                parser = PullParser(self._limits)
-                walk: Walk[object] = parser.snapshot_like() if kind in b"SD" else parser.value()
-                while True:
-                    try:
-                        next(walk)
-                    except StopIteration as stop:
-                        yield Record(_KINDS[kind], stop.value, parser.weight)
-                        break
-                    parser.feed(file.read(min(size, FEED_BYTES)))
-                    size -= min(size, FEED_BYTES)
+                record, weight = decode_record(
+                    _read_pieces(file, size), size, snapshot_like=kind in b"SD", limits=self._limits
+                )
+                if kind == b"S" and isinstance(record, dict) and record.get("manifest") is None:
+                    kind = b"D"
+                yield Record(_KINDS[kind], record, weight)
 
     def _take_mpack(self, event: MPackEvent) -> None:
         match event:
+            case PackObject(object_id, offset, whole):
+                self._take_object(object_id, offset, whole)
             case PackPiece(content):
                 self._take_piece(content)
             case PackObjectBegin():
                 self._begin(event)
             case PackObjectEnd():
                 self._end()
-            case MPackRecord(section, record):
-                kind = _RECORD_KINDS[section]
-                if kind == b"S" and isinstance(record, dict) and record.get("manifest") is None:
-                    kind = b"D"
-                self._note_record(kind, record)
+            case MPackRecordBegin(section, size):
+                self._note_head(_RECORD_KINDS[section], size)
+            case MPackRecordPiece(content):
+                self._records.add(content)
             case SectionBegin():
                 self._section = event
-            case PackEnd() | MPackEnd():
-                pass
+            case MPackEnd(digest):
+                self._check_whole(digest)
+
+    def _take_object(self, object_id: bytes, offset: int, content: memoryview) -> None:
+        """Take a small object that is there whole."""
+        assert self._section is not None
+        self._count()
+        if self._section.section is not Section.OBJECTS:
+            self._admit_small(object_id, "zstd", bytes(content))
+            return
+        self._spend(len(content))
+        if hash_bytes(Kind.BLOB, content, self._scheme) != object_id:
+            raise self._bad_hash(object_id)
+        self.objects_in_place += 1
+        self._entries.add(_ENTRY.pack(False, object_id, self._section.offset + offset, len(content)))
 
     def _begin(self, begin: PackObjectBegin) -> None:
         assert self._section is not None
@@ -196,10 +219,8 @@ class PackProver:
     def _take_bundle(self, event: Event | BundleEnd) -> None:
         match event:
             case Object(object_id, encoding, base, content):
-                spool = Spool(self._spools)
-                spool.add(content)
                 self._count()
-                self._admit_encoded(parse_id(object_id, self._scheme, "object_id"), _plain(encoding, base), spool)
+                self._admit_small(parse_id(object_id, self._scheme, "object_id"), _plain(encoding, base), content)
             case ObjectBegin():
                 self._current = _Current(b"", 0, 0, None, Spool(self._spools))
             case ObjectPiece(content):
@@ -216,24 +237,37 @@ class PackProver:
             case _:
                 pass
 
+    def _admit_small(self, object_id: bytes, encoding: str, encoded: bytes) -> None:
+        """Inflate, prove and write into the pack of our own; by way of the disk if it gets large."""
+        budget = self._budget()
+        try:
+            content = inflate(encoding, encoded, min(budget, INLINE_BYTES), self._limits)
+        except Refusal as refusal:
+            if refusal.code is not Code.BOMB or budget <= INLINE_BYTES:
+                raise
+            spool = Spool(self._spools)
+            spool.add(encoded)
+            self._admit_large(object_id, encoding, spool)
+            return
+        self._spend(len(content))
+        if hash_bytes(Kind.BLOB, content, self._scheme) != object_id:
+            raise self._bad_hash(object_id)
+        own = self._own = self._own or PackFile(self._spools)
+        offset = own.add(object_id, len(content), [content])
+        self._entries.add(_ENTRY.pack(True, object_id, offset, len(content)))
+
     def _admit_encoded(self, object_id: bytes, encoding: str, encoded: Spool) -> None:
-        """Inflate, prove and write into the pack of our own."""
-        budget = min(self._limits.object_bytes, self._limits.inflated_push_bytes - self._inflated)
-        if self._own is None:
-            self._own = PackFile(self._spools)
         if encoded.in_memory:
-            try:
-                content = inflate(encoding, encoded.whole(), min(budget, INLINE_BYTES), self._limits)
-            except Refusal as refusal:
-                if refusal.code is not Code.BOMB or budget <= INLINE_BYTES:
-                    raise
-            else:
-                self._spend(len(content))
-                if hash_bytes(Kind.BLOB, content, self._scheme) != object_id:
-                    raise self._bad_hash(object_id)
-                offset = self._own.add(object_id, len(content), [content])
-                self._entries.add(_ENTRY.pack(True, object_id, offset, len(content)))
-                return
+            self._admit_small(object_id, encoding, encoded.whole())
+        else:
+            self._admit_large(object_id, encoding, encoded)
+
+    def _budget(self) -> int:
+        return min(self._limits.object_bytes, self._limits.inflated_push_bytes - self._inflated)
+
+    def _admit_large(self, object_id: bytes, encoding: str, encoded: Spool) -> None:
+        budget = self._budget()
+        own = self._own = self._own or PackFile(self._spools)
         path, size = self._spools.new_path(), 0
         try:
             with path.open("wb") as file:
@@ -246,21 +280,24 @@ class PackProver:
                 hasher.update(piece)
             if hasher.digest() != object_id:
                 raise self._bad_hash(object_id)
-            offset = self._own.add(object_id, size, file_pieces(path))
+            offset = own.add(object_id, size, file_pieces(path))
         finally:
             path.unlink()
             encoded.discard()
         self._entries.add(_ENTRY.pack(True, object_id, offset, size))
 
     def _note_record(self, kind: bytes, record: object) -> None:
+        pieces = list(_packed(record))
+        self._note_head(kind, sum(map(len, pieces)))
+        for piece in pieces:
+            self._records.add(piece)
+
+    def _note_head(self, kind: bytes, size: int) -> None:
         if kind == b"C":
             self.commits += 1
             if self.commits > self._limits.commits_per_push:
                 raise Refusal(Code.TOO_LARGE, f"a push has at most {self._limits.commits_per_push} commits")
-        pieces = list(_packed(record))
-        self._records.add(_RECORD_HEAD.pack(kind, sum(map(len, pieces))))
-        for piece in pieces:
-            self._records.add(piece)
+        self._records.add(_RECORD_HEAD.pack(kind, size))
 
     def _count(self) -> None:
         self.objects += 1
@@ -292,6 +329,12 @@ def _packed(record: object) -> Iterator[bytes]:
             yield from value.pieces()
         else:
             yield msgpack.packb(value, use_bin_type=True)
+
+
+def _read_pieces(file: BinaryIO, size: int) -> Iterator[bytes]:
+    while size and (piece := file.read(min(size, FEED_BYTES))):
+        yield piece
+        size -= len(piece)
 
 
 def file_pieces(path: Path) -> Iterator[bytes]:

@@ -38,6 +38,11 @@ class RecordPack:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def size(self) -> int:
+        """Bytes of the records taken so far."""
+        return self._spool.size
+
     def add(self, record_id: bytes, pieces: Iterable[bytes]) -> Position:
         """Append one record, whose first piece holds the head that says how long it is; blocking."""
         walk = iter(pieces)

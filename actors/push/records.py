@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 import trio
 
 from actors.manifests import ManifestCache
+from actors.push.claims import claim_held
 from actors.push.context import Attempt, Counts, PushRequest, PushServices, Timings
 from actors.push.record_pack import Position, RecordPack
 from actors.snapshot_builder import AnchorWanted, BuiltSnapshot, SnapshotBuilder
-from storage.rows import SnapshotRef
+from storage.rows import BranchTip, SnapshotRef
 from wire.errors import LISTED_FACTS, Code, Refusal
 from wire.frames import Record
 from wire.ids import format_id
@@ -39,6 +40,10 @@ BATCH_BYTES = 4 * 1024 * 1024
 _RECORD_BYTES = 512
 """What a record costs besides its values."""
 _LOOKUP_BATCH = 2_000
+_INLINE_BYTES = 32 * 1024
+"""Batches up to this size, which the last one of most pushes is, take less time than a thread takes to begin."""
+_INLINE_MANIFEST_BYTES = 128 * 1024
+"""Of manifests they build on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +88,11 @@ class RecordStage:
     timings: Timings
     commits: dict[bytes, PendingCommit] = field(default_factory=dict)
     snapshots: set[bytes] = field(default_factory=set)
+    tip: BranchTip | None = None
+    """Where the branch was when the push began."""
     _batch: list[Record] = field(default_factory=list)
     _batch_bytes: int = 0
+    _small: bool = False
     _snapshots_received: int = 0
     _written_bytes: int = 0
     _cache: ManifestCache = field(init=False)
@@ -97,11 +105,9 @@ class RecordStage:
 
     async def build_on_branch(self) -> None:
         """Take the branch's present snapshot as what the first full one is described as changes to."""
-        index, plan = self.services.index, self.attempt.plan
-        head = (await index.branch_heads(self.attempt.ticket.repo)).get(plan.branch)
-        if head is not None:
-            facts = await index.ancestry(plan.scheme, [head], 0)
-            self._builder.last = next(fact.snapshot_id for fact in facts if fact.commit_id == head)
+        self.tip = await self.services.index.branch_tip(self.attempt.ticket.repo, self.attempt.plan.branch)
+        if self.tip is not None:
+            self._builder.last = self.tip.snapshot_id
 
     async def take(self, record: Record) -> None:
         """Take one record; verified with others of its batch. Raises like :meth:`add`."""
@@ -121,7 +127,8 @@ class RecordStage:
 
     async def flush(self) -> None:
         """Verify what was taken so far."""
-        batch, self._batch, self._batch_bytes = self._batch, [], 0
+        batch, self._batch = self._batch, []
+        self._small, self._batch_bytes = self._batch_bytes <= _INLINE_BYTES, 0
         await self.add(batch)
 
     @property
@@ -136,15 +143,25 @@ class RecordStage:
             Refusal: ``bad_record_id``, ``missing_objects``, ``unsafe_path``, ``bad_signature``, ``malformed`` …
         """
         with self.timings.measure("verify"):
-            items = await trio.to_thread.run_sync(self._parse, records)
+            items = self._parse(records) if self._small else await trio.to_thread.run_sync(self._parse, records)
+            before = self.attempt.unrecorded.take_snapshots()  # these may build on them
+            await self._record(before)
             await self._require_bases(items)
-            await self._learn_depths([item.snapshot_id for item in items])
+            await self._learn_depths([ref.row.snapshot_id for ref in before] + [item.snapshot_id for item in items])
         while items:
             made = _Made()
             with self.timings.measure("verify"):
-                wanted = await trio.to_thread.run_sync(self._build, items, made)
+                if self._small and self._cache.held_bytes <= _INLINE_MANIFEST_BYTES:
+                    wanted = self._build(items, made)
+                else:
+                    wanted = await trio.to_thread.run_sync(self._build, items, made)
             await self._require_blobs(made.added)
-            await self._record(made)
+            self.snapshots |= made.ids
+            if items:
+                await self._record(made.refs)
+                await self._learn_depths(list(made.ids))
+            else:  # most often the last ones
+                self.attempt.unrecorded.snapshots = made.refs
             if wanted is not None:
                 with self.timings.measure("verify"):
                     _, chain = await self._cache.load(wanted)
@@ -183,7 +200,7 @@ class RecordStage:
 
     async def _require_bases(self, items: Iterable[Snapshot | SnapshotDelta]) -> None:
         """Refuse bases that are neither made before, by this push, nor the repository's."""
-        made: set[bytes] = set()
+        made: set[bytes] = set() if self.tip is None else {self.tip.snapshot_id}
         foreign: dict[bytes, None] = {}
         for item in items:
             base = item.parent_snapshot_id if isinstance(item, SnapshotDelta) else None
@@ -231,10 +248,12 @@ class RecordStage:
 
     async def _require_blobs(self, added: Sequence[Mapping[str, bytes]]) -> None:
         missing: set[bytes] = set()
-        blobs = itertools.chain.from_iterable(one.values() for one in added)
+        own = self.attempt.own_blobs
+        blobs = (blob for one in added for blob in one.values() if blob not in own)
         with self.timings.measure("connectivity"):
             while part := set(itertools.islice(blobs, _LOOKUP_BATCH)):
-                missing.update(await self.services.index.lacking_blobs(self.attempt.ticket, list(part)))
+                lacking = await self.services.index.lacking_blobs(self.attempt.ticket, list(part))
+                missing.update(await claim_held(self.services, self.attempt, self.counts, lacking))
         if missing:
             scheme = self.attempt.plan.scheme
             shown = [format_id(blob, scheme) for blob in sorted(missing)[:LISTED_FACTS]]
@@ -245,15 +264,13 @@ class RecordStage:
                 missing_count=len(missing),
             )
 
-    async def _record(self, made: _Made) -> None:
-        if not made.refs:
-            return
-        with self.timings.measure("record"):
-            self.counts.snapshots_written += await self.services.index.record_snapshots(
-                self.attempt.ticket, self.attempt.plan.scheme, made.refs
-            )
-            await self._learn_depths(list(made.ids))
-        self.snapshots |= made.ids
+    async def _record(self, refs: Sequence[SnapshotRef]) -> None:
+        if refs:
+            with self.timings.measure("record"):
+                written = await self.services.index.record_snapshots(
+                    self.attempt.ticket, self.attempt.plan.scheme, refs
+                )
+            self.counts.snapshots_written += written
 
     def _missing_snapshots(self, lacking: Sequence[bytes]) -> Refusal:
         scheme = self.attempt.plan.scheme

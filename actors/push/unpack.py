@@ -28,12 +28,12 @@ from actors.push.finish import Finish
 from actors.push.proved_pack import PackProver
 from actors.push.record_pack import RecordPack
 from actors.push.records import RecordStage
-from actors.push.verdicts import first_verdict
+from actors.push.verdicts import first_verdict, keep_refusal
 from actors.refusals import refusal_for
 from actors.spool import SpoolDirectory
 from storage.errors import IndexUnavailable, ObjectMissing, StorageError
 from storage.layout import incoming_key, pack_key, staged_mpack_key
-from storage.rows import PushRecord, PushTicket
+from storage.rows import NOTHING_KNOWN, PushRecord, PushTicket
 from wire.errors import Code, Refusal
 from wire.frames import Record
 from wire.ids import Scheme, format_id
@@ -93,7 +93,7 @@ class UnpackActor(Actor[None]):
             refusal = refusal_for(error)
             if refusal is None:
                 raise
-            await self._keep(refusal)
+            await keep_refusal(self._services, self._request, self.ticket, refusal, polled=True)
             verdict = refusal
         shown = verdict.body("") if isinstance(verdict, Refusal) else verdict
         log.info(
@@ -113,7 +113,8 @@ class UnpackActor(Actor[None]):
         if isinstance(begun, PushRecord):
             return first_verdict(begun, request.handle)
         self.ticket = begun
-        attempt, timings, counts = Attempt(plan, begun), Timings(), Counts()
+        attempt = await Attempt.begun(services, request, plan, begun)
+        timings, counts = Timings(), Counts()
         staged = staged_mpack_key(begun.repo, self._upload.mpack_id)
         incoming = incoming_key(begun.number, begun.attempt)
         try:
@@ -126,19 +127,23 @@ class UnpackActor(Actor[None]):
                     with timings.measure("put"):
                         own = await self._place(prover, incoming)
                 with timings.measure("record"):
+                    # from here what the push records counts, and no longer what was announced
+                    await services.index.release_bytes(begun.repo, self._upload.mpack_id)
                     await self._record(prover, own, attempt, counts)
                 pack = RecordPack(spools)
                 records = RecordStage(services, request, attempt, pack, counts, timings)
                 await records.build_on_branch()
                 await self._take_records(prover, records)
                 finish = Finish(
-                    services, request, attempt, pack, records.commits, records.snapshots, counts, timings, _unseen
-                )
+                    services, request, attempt, pack, records.commits, records.snapshots, counts, timings, _unseen,
+                    records.tip, self._packs(prover, own),
+                )  # fmt: skip
                 verdict = await finish.run()
         except BaseException as error:
             refusal = refusal_for(error) if isinstance(error, Exception) else None
             if refusal is not None and not refusal.code.retryable:
                 await self._clean([staged, incoming])
+                await self._release(begun)
             else:
                 await self._clean([incoming])  # the retry finds the upload
             raise
@@ -152,15 +157,17 @@ class UnpackActor(Actor[None]):
         except ObjectMissing:
             shown = format_id(self._upload.mpack_id, Scheme.TYPED)
             raise Refusal(Code.NOT_FOUND, f"no upload {shown} waits here: upload it first", id=shown) from None
-        waiting = bytearray()
+        waiting: list[bytes] = []
+        size = 0
         async with store.stream(incoming) as pieces:
             async for piece in pieces:
-                waiting += piece
-                if len(waiting) >= _TAKE_BYTES:
-                    await trio.to_thread.run_sync(prover.take, bytes(waiting))
-                    waiting.clear()
+                waiting.append(piece)
+                size += len(piece)
+                if size >= _TAKE_BYTES:
+                    await trio.to_thread.run_sync(prover.take, b"".join(waiting))
+                    waiting, size = [], 0
         if waiting:
-            await trio.to_thread.run_sync(prover.take, bytes(waiting))
+            await trio.to_thread.run_sync(prover.take, b"".join(waiting))
         await trio.to_thread.run_sync(prover.take, b"")
 
     def _check_count(self, prover: PackProver) -> None:
@@ -179,14 +186,23 @@ class UnpackActor(Actor[None]):
         await store.put_file(pack_key(pack_id), path)
         return pack_id
 
+    def _packs(self, prover: PackProver, own: bytes | None) -> list[bytes]:
+        """Give the packs of blobs that were put in their places."""
+        return [*([self._upload.mpack_id] if prover.objects_in_place else []), *([] if own is None else [own])]
+
     async def _record(self, prover: PackProver, own: bytes | None, attempt: Attempt, counts: Counts) -> None:
         index, ticket, scheme = self._services.index, attempt.ticket, attempt.plan.scheme
         batches = prover.blobs(own, ROWS_AT_ONCE)
         while (batch := await trio.to_thread.run_sync(next, batches, None)) is not None:
-            known = await index.known_blobs(ticket.repo, scheme, [blob.object_id for blob in batch])
-            new = list({blob.object_id: blob for blob in batch if blob.object_id not in known.held}.values())
+            unique = {blob.object_id: blob for blob in batch}
+            known = NOTHING_KNOWN
+            if not attempt.first:
+                known = await index.known_blobs(ticket.repo, scheme, list(unique))
+            new = [blob for blob in unique.values() if blob.object_id not in known.held]
+            attempt.brought(unique)
             if new:
-                counts.blobs_written += await index.record_blobs(ticket, scheme, new)
+                written = await index.record_blobs(ticket, scheme, new)
+                counts.blobs_written += written
             counts.blobs_received += len(batch)
 
     async def _take_records(self, prover: PackProver, records: RecordStage) -> None:
@@ -196,19 +212,10 @@ class UnpackActor(Actor[None]):
                 await records.take(record)
         await records.flush()
 
-    async def _keep(self, refusal: Refusal) -> None:
-        """Keep a refusal under the push id: as the verdict, or, where trying again can help, as news for who polls."""
-        if self.ticket is None or refusal.code is Code.PUSH_SUPERSEDED:
-            return
-        verdict = {key: value for key, value in refusal.body("").items() if key != "request_id"}
-        now = self._services.environment.now()
-        try:
-            if refusal.code.retryable:
-                await self._services.index.interrupt_push(self.ticket, verdict, now)
-            else:
-                await self._services.index.refuse_push(self.ticket, verdict, now)
-        except IndexUnavailable as error:  # the refusal stands and is told, kept or not
-            log.warning("refusal not kept", request_id=self._request.request_id, error=str(error))
+    async def _release(self, ticket: PushTicket) -> None:
+        """Let go of what was reserved for an upload that is removed."""
+        with trio.CancelScope(shield=True), suppress(IndexUnavailable):  # what stays expires
+            await self._services.index.release_bytes(ticket.repo, self._upload.mpack_id)
 
     async def _clean(self, keys: list[str]) -> None:
         with trio.CancelScope(shield=True), suppress(StorageError):  # what stays is collected

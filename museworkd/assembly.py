@@ -12,12 +12,16 @@ import trio
 
 from actors.fetch.assemble import FETCHES_AT_ONCE, FetchServices
 from actors.heartbeat import HeartbeatClock, Heartbeats
+from actors.push.confirm import ConfirmSlots
 from actors.push.context import PushServices
 from actors.supervisor import Child, Supervisor
 from museworkd.config import Config
 from museworkd.http.control import LARGE_BODIES_AT_ONCE
+from museworkd.http.id_lists import ID_LISTS_MIB
+from museworkd.http.recent_repositories import RecentRepositories
 from museworkd.http.services import HttpServices
 from museworkd.http.signed_urls import SECRET_BYTES, SECRET_NAME, UrlSigner
+from museworkd.http.small_uploads import SmallUploads
 from museworkd.http.uploads import Uploads
 from museworkd.keepers import EmbeddedKeeper, ExpiryKeeper
 from storage.environment import Environment, SystemEnvironment
@@ -57,7 +61,7 @@ async def open_deployment(config: Config, environment: Environment | None = None
     try:
         settings = database_settings(config, embedded)
         await trio.to_thread.run_sync(_prepare_schema, config, settings)
-        async with PostgresIndex(settings, environment) as index:
+        async with PostgresIndex(settings, environment, config.limits.owner_quota_bytes) as index:
             yield Deployment(index, embedded)
     finally:
         if embedded is not None:
@@ -96,12 +100,13 @@ async def make_services(
         index, store, environment, Supervisor(),
         PushServices(index, store, environment, heartbeats, spool_dir, config.limits),
         FetchServices(index, store, environment, spool_dir, config.limits, Slots(FETCHES_AT_ONCE)),
-        Slots(LARGE_BODIES_AT_ONCE), signer, uploads, config.limits, config.server,
+        Slots(LARGE_BODIES_AT_ONCE), Slots(ID_LISTS_MIB), ConfirmSlots(), signer, uploads, SmallUploads(store),
+        RecentRepositories(index), config.limits, config.server,
         config.server.public_url or None, config.server.presign_s,
     )  # fmt: skip
     children = [
         Child("heartbeat", lambda: HeartbeatClock(heartbeats, index, environment, config.server.heartbeat_s)),
-        Child("expired", lambda: ExpiryKeeper(store, uploads, environment, 2.0 * config.server.presign_s)),
+        Child("expired", lambda: ExpiryKeeper(store, index, uploads, environment, 2.0 * config.server.presign_s)),
     ]
     return services, children
 

@@ -27,6 +27,7 @@ NOT_SETTINGS = {"MUSEWORKD_CONFIG", "MUSEWORKD_TOKEN", "MUSEWORKD_PLAIN_HTTP_HOS
 """Variables of the prefix that are not settings: the configuration file, a client's token and the hosts that get it
 over plain http, test input."""
 SECRETS = {"database.url"}
+MAY_BE_ZERO = {"limits.owner_quota_bytes"}
 DEFAULT_FILES = (Path("museworkd.toml"), Path("/etc/museworkd/museworkd.toml"))
 
 
@@ -256,7 +257,9 @@ def _check(config: Config) -> None:
         value: object = config
         for name in key.split("."):
             value = getattr(value, name)
-        if isinstance(value, int | float) and not isinstance(value, bool) and not value > 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or value > 0:
+            continue
+        if value != 0 or key not in MAY_BE_ZERO:
             raise ConfigError(f"{key} must be greater than 0, not {value}")
     if config.database.url and without_password(config.database.url) is None:
         raise ConfigError("database.url is neither a URL nor a connection string of PostgreSQL")

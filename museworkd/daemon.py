@@ -23,6 +23,7 @@ from museworkd.config import Config
 from museworkd.http.app import HttpApp
 from museworkd.http.server import HttpServer, open_listeners
 from storage.environment import SystemEnvironment
+from storage.postgres.database import DatabaseStatistics
 
 log = structlog.get_logger("museworkd")
 
@@ -68,6 +69,7 @@ async def run_daemon(config: Config, announce: Callable[[str], None]) -> None:
                 await services.supervisor.drain(config.server.drain_s)
                 await stopped.wait()
                 nursery.cancel_scope.cancel()
+            _log_use(deployment.index.statistics())
     log.info("stopped")
 
 
@@ -91,6 +93,15 @@ def fit_connections(wanted: int) -> int:
     if fitting < wanted:
         log.warning("fewer connections than server.max_connections: open files are limited", connections=fitting)
     return fitting
+
+
+def _log_use(database: DatabaseStatistics) -> None:
+    """Leave in the log how the database was used, and how long connections were held."""
+    log.info(
+        "database", transactions=database.transactions, retries=database.retries, failures=database.failures,
+        hold_p50_ms=round(database.hold_p50_ms, 1), hold_p99_ms=round(database.hold_p99_ms, 1),
+        hold_max_ms=round(database.hold_max_ms, 1),
+    )  # fmt: skip
 
 
 def _end_within(seconds: float) -> None:

@@ -9,6 +9,7 @@ from actors.actor import Actor
 from museworkd.http.uploads import Uploads
 from storage.environment import Environment
 from storage.errors import IndexUnavailable, StorageError
+from storage.index import Holdings
 from storage.object_store import ObjectStore
 from storage.postgres.embedded import EmbeddedPostgres
 
@@ -17,6 +18,7 @@ log = structlog.get_logger("keeper")
 LOOK_EVERY_S = 1.0
 SWEEP_EVERY_S = 600.0
 _DELETE_BATCH = 500
+_FORGET_BATCH = 1_000
 _EXPIRING = ("fetch", "staging")
 """Prefixes of keys that are caches or waiting rooms, never the truth."""
 
@@ -45,11 +47,14 @@ class EmbeddedKeeper(Actor[None]):
 
 
 class ExpiryKeeper(Actor[None]):
-    """Delete what lives as long as the URL that leads to it: fetch packs, uploads nobody came back for."""
+    """Delete what has its time: fetch packs, uploads nobody came back for, holdings no push has claimed."""
 
-    def __init__(self, store: ObjectStore, uploads: Uploads, environment: Environment, keep_s: float) -> None:
+    def __init__(
+        self, store: ObjectStore, index: Holdings, uploads: Uploads, environment: Environment, keep_s: float
+    ) -> None:
         super().__init__("expired", mailbox_size=0)
         self._store = store
+        self._index = index
         self._uploads = uploads
         self._environment = environment
         self._keep_s = keep_s
@@ -80,6 +85,8 @@ class ExpiryKeeper(Actor[None]):
                     count, expired = count + len(expired), []
             await self._store.delete(expired)
             count += len(expired)
+        while forgotten := await self._index.forget_held(self._environment.now(), _FORGET_BATCH):
+            count += forgotten
         return count
 
     async def handle(self, message: None) -> None:

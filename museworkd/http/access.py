@@ -43,25 +43,35 @@ async def authenticate(index: Index, environment: Environment, authorization: st
     """
     if authorization is None:
         return None
-    scheme, _, secret = authorization.partition(" ")
-    if scheme.lower() != "bearer" or not secret.strip():
-        raise Refusal(Code.UNAUTHENTICATED, "send a bearer token: `Authorization: Bearer <token>`")
-    token: Token | None = await index.find_token(hash_secret(secret.strip()))
-    if token is None or not token.valid_at(environment.now()):
-        raise Refusal(Code.UNAUTHENTICATED, "the token is unknown, expired or revoked")
-    return Identity(token.handle, token.scope)
+    return _identity(await index.find_token(hash_secret(_bearer(authorization))), environment)
+
+
+async def admit(
+    index: Index, environment: Environment, authorization: str | None, owner: str, slug: str, needed: Right
+) -> tuple[Identity | None, Repository, Right]:
+    """Authenticate a request to a repository and find it, as :func:`authenticate` and :func:`find_for`, at once.
+
+    Nobody in particular cannot write: that is refused before anything is looked up.
+
+    Raises:
+        Refusal: ``unauthenticated``, ``not_found`` or ``forbidden``.
+    """
+    if authorization is None and needed > Right.READ:
+        raise Refusal(Code.UNAUTHENTICATED, "this needs a token")
+    token_hash = None if authorization is None else hash_secret(_bearer(authorization))
+    found = await index.find_access(token_hash, owner, slug)
+    identity = None if token_hash is None else _identity(found.token, environment)
+    repository = found.repository
+    right = Right.NONE if repository is None else _right(repository, identity, found.named)
+    return identity, *_judge(repository, right, needed)
 
 
 async def right_on(index: Index, repository: Repository, identity: Identity | None) -> Right:
     """Work out what a caller may do with a repository."""
-    public = Right.READ if repository.visibility is Visibility.PUBLIC else Right.NONE
-    if identity is None:
-        return public
-    if identity.handle == repository.owner:
-        named = Right.ADMIN
-    else:
+    named = Right.NONE
+    if identity is not None and identity.handle != repository.owner:
         named = await index.collaborator_right(repository.number, identity.handle)
-    return max(public, min(named, identity.scope))
+    return _right(repository, identity, named)
 
 
 async def find_for(
@@ -84,6 +94,32 @@ async def find_for(
         right = Right.NONE
     else:
         right = await right_on(index, repository, identity)
+    return _judge(repository, right, needed)
+
+
+def _bearer(authorization: str) -> str:
+    scheme, _, secret = authorization.partition(" ")
+    if scheme.lower() != "bearer" or not secret.strip():
+        raise Refusal(Code.UNAUTHENTICATED, "send a bearer token: `Authorization: Bearer <token>`")
+    return secret.strip()
+
+
+def _identity(token: Token | None, environment: Environment) -> Identity:
+    if token is None or not token.valid_at(environment.now()):
+        raise Refusal(Code.UNAUTHENTICATED, "the token is unknown, expired or revoked")
+    return Identity(token.handle, token.scope)
+
+
+def _right(repository: Repository, identity: Identity | None, named: Right) -> Right:
+    public = Right.READ if repository.visibility is Visibility.PUBLIC else Right.NONE
+    if identity is None:
+        return public
+    if identity.handle == repository.owner:
+        named = Right.ADMIN
+    return max(public, min(named, identity.scope))
+
+
+def _judge(repository: Repository | None, right: Right, needed: Right) -> tuple[Repository, Right]:
     if repository is None or right < Right.READ:
         raise Refusal(Code.NOT_FOUND, "no such repository")
     if right < needed:

@@ -14,10 +14,12 @@ import structlog
 import trio
 
 from actors.refusals import refusal_for
+from museworkd.http.branch_routes import get_refs, post_refs
 from museworkd.http.control import make_control_plane
 from museworkd.http.exchange import ClientDisconnected, Exchange
 from museworkd.http.fetch_routes import get_blob, get_mpack
 from museworkd.http.negotiation import write_body
+from museworkd.http.object_routes import confirm_objects, presign_objects
 from museworkd.http.push_route import push_stream
 from museworkd.http.services import HttpServices
 from museworkd.http.upload_routes import head_upload, put_upload
@@ -29,9 +31,13 @@ Handler = Callable[[HttpServices, Exchange, Mapping[str, str]], Awaitable[None]]
 
 RETRY_AFTER_S = 1
 _REPOSITORY = r"/(?P<owner>[^/]+)/(?P<slug>[^/]+)"
-_UPLOAD = _REPOSITORY + "/upload/(?P<kind>mpack|object)/(?P<id>[0-9a-f]{64})/(?P<size>[0-9]{1,18})"
+_UPLOAD = _REPOSITORY + "/upload/(?P<kind>mpack|object|plain-object)/(?P<id>[0-9a-f]{64})/(?P<size>[0-9]{1,18})"
 _ROUTES: list[tuple[str, re.Pattern[str], Handler]] = [
+    ("GET", re.compile(_REPOSITORY + "/refs"), get_refs),
+    ("POST", re.compile(_REPOSITORY + "/refs"), post_refs),
     ("POST", re.compile(_REPOSITORY + "/push/stream"), push_stream),
+    ("POST", re.compile(_REPOSITORY + "/push/presign"), presign_objects),
+    ("POST", re.compile(_REPOSITORY + "/push/confirm"), confirm_objects),
     ("GET", re.compile(_REPOSITORY + "/o/(?P<object_id>[^/]+)"), get_blob),
     ("PUT", re.compile(_UPLOAD), put_upload),
     ("GET", re.compile(_UPLOAD), head_upload),
@@ -85,7 +91,7 @@ class HttpApp:
             match = pattern.fullmatch(exchange.path)
             if match is None:
                 continue
-            offered.append(method)
+            offered += ["GET", "HEAD"] if method == "GET" else [method]
             if method == wanted:
                 await handler(self._services, exchange, match.groupdict())
                 return

@@ -1,13 +1,14 @@
-"""``POST refs``: several branches at once, all or none."""
+"""``refs``: the branches read, and several of them updated at once, all or none."""
 
 from __future__ import annotations
 
-from quart import Response, request
-from quart_trio import QuartTrio
+from collections.abc import Mapping
 
 from actors.branches import BranchUpdate, update_branches
-from museworkd.http.access import authenticate, find_for
-from museworkd.http.services import HttpServices
+from museworkd.http.control_bodies import answer, control_body
+from museworkd.http.exchange import Exchange
+from museworkd.http.negotiation import read_body
+from museworkd.http.services import HttpServices, admit_to
 from storage.rows import Repository, Right
 from wire.errors import Code, Refusal, malformed
 from wire.ids import Scheme, format_id, parse_id
@@ -17,21 +18,33 @@ from wire.paths import check_branch_name
 UPDATES_MOST = 1_000
 
 
-def register(app: QuartTrio, services: HttpServices) -> None:
-    """Add the route."""
-    from museworkd.http.control import answer, request_body
+async def get_refs(services: HttpServices, exchange: Exchange, names: Mapping[str, str]) -> None:
+    """``GET refs``: where every push and fetch begins."""
+    _, repository, _ = await admit_to(services, exchange, names, Right.READ)
+    heads = await services.index.branch_heads(repository.number)
+    await answer(exchange, {
+        "repo_id": str(repository.repo_id),
+        "domain": repository.domain,
+        "default_branch": repository.default_branch,
+        "branch_heads": _shown(repository, heads),
+    })  # fmt: skip
 
-    @app.post("/<owner>/<slug>/refs")
-    async def update_refs(owner: str, slug: str) -> Response:
-        identity = await authenticate(services.index, services.environment, request.headers.get("authorization"))
-        repository, right = await find_for(services.index, identity, owner, slug, Right.WRITE)
-        assert identity is not None
-        updates = _updates(repository, await request_body(), services.limits)
-        now = services.environment.now()
-        await update_branches(services.index, repository, right, identity.handle, updates, now)
-        heads = await services.index.branch_heads(repository.number)
-        scheme = repository.scheme or Scheme.TYPED
-        return answer({"branch_heads": {name: format_id(head, scheme) for name, head in heads.items()}})
+
+async def post_refs(services: HttpServices, exchange: Exchange, names: Mapping[str, str]) -> None:
+    """``POST refs``: several branches moved, made or deleted, all or none."""
+    identity, repository, right = await admit_to(services, exchange, names, Right.WRITE)
+    assert identity is not None
+    async with control_body(services, exchange) as body:
+        updates = _updates(repository, read_body(body, exchange.headers.get("content-type", "")), services.limits)
+    now = services.environment.now()
+    await update_branches(services.index, repository, right, identity.handle, updates, now)
+    heads = await services.index.branch_heads(repository.number)
+    await answer(exchange, {"branch_heads": _shown(repository, heads)})
+
+
+def _shown(repository: Repository, heads: Mapping[str, bytes]) -> dict[str, str]:
+    scheme = repository.scheme or Scheme.TYPED
+    return {name: format_id(head, scheme) for name, head in heads.items()}
 
 
 def _updates(repository: Repository, body: dict[str, object], limits: Limits) -> list[BranchUpdate]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
 from typing import Any
 
 import trio
@@ -11,14 +10,13 @@ from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import BadHost, HTTPException, MethodNotAllowed
 
-from museworkd.http import branch_routes, health_routes, history_routes, mpack_routes, repository_routes
+from museworkd.http import health_routes, history_routes, mpack_routes, repository_routes
+from museworkd.http.control_bodies import control_body
 from museworkd.http.exchange import Exchange
 from museworkd.http.negotiation import read_body, write_body
 from museworkd.http.services import HttpServices
 from wire.errors import Code, Refusal, malformed
 
-SMALL_BODY_BYTES = 64 * 1024
-"""Above it, bodies are read a few at a time: who sends them is not known before."""
 LARGE_BODIES_AT_ONCE = 24
 _REQUEST_ID = "museworkd.request_id"
 
@@ -34,33 +32,22 @@ def make_control_plane(services: HttpServices) -> Callable[[Exchange], Awaitable
         MAX_CONTENT_LENGTH=services.settings.control_body_bytes,
     )
     app.register_error_handler(HTTPException, _as_refusal)
-    for routes in (branch_routes, health_routes, history_routes, mpack_routes, repository_routes):
+    for routes in (health_routes, history_routes, mpack_routes, repository_routes):
         routes.register(app, services)
 
     async def run(exchange: Exchange) -> None:
         answer = _Collected()
         scope = {**exchange.scope, _REQUEST_ID: exchange.request_id}
-        async with AsyncExitStack() as stack:
-            if _may_be_large(exchange):
-                await stack.enter_async_context(services.large_bodies.hold(1))
-            body = await exchange.body(services.settings.control_body_bytes)
+        async with control_body(services, exchange) as body:
             try:
                 await app(scope, _body_once(body), answer.send)  # type: ignore[arg-type]
             except* BadHost:
                 raise malformed("the Host header names no host") from None
         headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in answer.headers]
         await exchange.start(answer.status, headers)
-        await exchange.send(bytes(answer.body))
-        await exchange.finish()
+        await exchange.finish(bytes(answer.body))
 
     return run
-
-
-def _may_be_large(exchange: Exchange) -> bool:
-    stated = exchange.headers.get("content-length")
-    if stated is None:
-        return "transfer-encoding" in exchange.headers
-    return not stated.isdigit() or int(stated) > SMALL_BODY_BYTES
 
 
 async def request_body() -> dict[str, object]:

@@ -109,15 +109,18 @@ class Exchange:
             self.sent_bytes += len(piece)
             await self._emit({"type": "http.response.body", "body": piece, "more_body": True})
 
-    async def finish(self) -> None:
-        """End the answer."""
-        await self._emit({"type": "http.response.body", "body": b"", "more_body": False})
+    async def finish(self, last: bytes = b"") -> None:
+        """End the answer; ``last`` are its last bytes, which then leave in one packet with the end."""
+        if len(last) > PIECE_BYTES:
+            await self.send(last)
+            last = b""
+        self.sent_bytes += len(last)
+        await self._emit({"type": "http.response.body", "body": last, "more_body": False})
 
     async def respond(self, status: int, headers: Iterable[tuple[str, str]], body: bytes) -> None:
         """Answer at once."""
         await self.start(status, [*headers, ("content-length", str(len(body)))])
-        await self.send(body)
-        await self.finish()
+        await self.finish(body)
 
     async def _emit(self, message: Mapping[str, Any]) -> None:
         try:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from museworkd.http.access import authenticate, find_for
 from museworkd.http.exchange import Exchange
 from museworkd.http.ranges import parse_range
-from museworkd.http.services import HttpServices
+from museworkd.http.services import HttpServices, admit_to
 from storage.errors import ObjectDamaged
 from storage.layout import fetch_pack_key
 from storage.object_store import ReadRange
@@ -24,8 +23,7 @@ _PROVED_BYTES = 256 * 1024 * 1024
 
 async def get_blob(services: HttpServices, exchange: Exchange, names: Mapping[str, str]) -> None:
     """``GET o/{object_id}``: one blob this repository holds; Range and ETag as usual."""
-    identity = await authenticate(services.index, services.environment, exchange.headers.get("authorization"))
-    repository, _ = await find_for(services.index, identity, names["owner"], names["slug"], Right.READ)
+    _, repository, _ = await admit_to(services, exchange, names, Right.READ)
     scheme = repository.scheme or Scheme.TYPED
     object_id = parse_id(names["object_id"], scheme, "object id")
     place = (await services.index.held_places(repository.number, scheme, [object_id])).get(object_id)

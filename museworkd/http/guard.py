@@ -166,8 +166,44 @@ class GuardedConnection(TCPServer):
                 pass
 
 
+class _Stream(HTTPStream):
+    """Tell the protocol when the end of an answer comes with its last bytes."""
+
+    def __init__(self, protocol: _Http1Protocol, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._protocol = protocol
+
+    async def app_send(self, message: Any) -> None:
+        self._protocol.ending = (
+            message is not None and message["type"] == "http.response.body" and not message.get("more_body", False)
+        )
+        await super().app_send(message)
+
+
 class _Http1Protocol(H11Protocol):
-    """HTTP/1.1 and nothing else."""
+    """HTTP/1.1 and nothing else. Head, last bytes and end of an answer leave in as few packets as they can."""
+
+    ending = False
+    _held = b""
+
+    async def _send_h11_event(self, event: Any) -> None:
+        try:
+            data = self._held + (self.connection.send(event) or b"")
+        except h11.LocalProtocolError:
+            if self.connection.their_state != h11.ERROR:
+                raise
+            return
+        if isinstance(event, h11.Response) or (self.ending and isinstance(event, h11.Data)):
+            self._held = data  # more follows at once
+            return
+        self._held = b""
+        await self.send(RawData(data=data))
+
+    async def _maybe_recycle(self) -> None:
+        if self._held:  # of an answer that is cut
+            data, self._held = self._held, b""
+            await self.send(RawData(data=data))
+        await super()._maybe_recycle()
 
     @property
     def request_is_complete(self) -> bool:
@@ -194,8 +230,8 @@ class _Http1Protocol(H11Protocol):
             await self.send(Closed())
 
     async def _create_stream(self, request: h11.Request) -> None:
-        self.stream = HTTPStream(
-            self.app, self.config, self.context, self.task_group, self.ssl, self.client, self.server,
+        self.stream = _Stream(
+            self, self.app, self.config, self.context, self.task_group, self.ssl, self.client, self.server,
             self.stream_send, STREAM_ID,
         )  # fmt: skip
         await self.stream.handle(

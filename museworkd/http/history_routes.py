@@ -7,7 +7,7 @@ from quart_trio import QuartTrio
 
 from actors.fetch.assemble import fetch
 from actors.history import range_of
-from museworkd.http.access import authenticate, find_for
+from museworkd.http.access import admit
 from museworkd.http.services import HttpServices
 from storage.rows import Repository, Right
 from wire.errors import Code, Refusal, malformed
@@ -21,21 +21,9 @@ def register(app: QuartTrio, services: HttpServices) -> None:
     from museworkd.http.control import answer, request_body
 
     async def readable(owner: str, slug: str) -> Repository:
-        identity = await authenticate(services.index, services.environment, request.headers.get("authorization"))
-        repository, _ = await find_for(services.index, identity, owner, slug, Right.READ)
+        authorization = request.headers.get("authorization")
+        _, repository, _ = await admit(services.index, services.environment, authorization, owner, slug, Right.READ)
         return repository
-
-    @app.get("/<owner>/<slug>/refs")
-    async def refs(owner: str, slug: str) -> Response:
-        repository = await readable(owner, slug)
-        heads = await services.index.branch_heads(repository.number)
-        scheme = repository.scheme or Scheme.TYPED
-        return answer({
-            "repo_id": str(repository.repo_id),
-            "domain": repository.domain,
-            "default_branch": repository.default_branch,
-            "branch_heads": {name: format_id(head, scheme) for name, head in heads.items()},
-        })  # fmt: skip
 
     @app.post("/<owner>/<slug>/negotiate")
     async def negotiate(owner: str, slug: str) -> Response:

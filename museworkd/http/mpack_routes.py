@@ -11,7 +11,8 @@ from quart_trio import QuartTrio
 from actors.push.context import PushRequest
 from actors.push.header import parse_header
 from actors.push.unpack import UnpackActor, Upload
-from museworkd.http.access import authenticate, find_for
+from museworkd.http.access import admit
+from museworkd.http.reservations import reserve_mpack
 from museworkd.http.services import HttpServices
 from storage.errors import ObjectMissing
 from storage.layout import staged_mpack_key
@@ -26,8 +27,10 @@ def register(app: QuartTrio, services: HttpServices) -> None:
     from museworkd.http.control import answer, current_request_id, request_body
 
     async def writable(owner: str, slug: str) -> tuple[Repository, str, Right]:
-        identity = await authenticate(services.index, services.environment, request.headers.get("authorization"))
-        repository, right = await find_for(services.index, identity, owner, slug, Right.WRITE)
+        authorization = request.headers.get("authorization")
+        identity, repository, right = await admit(
+            services.index, services.environment, authorization, owner, slug, Right.WRITE
+        )
         assert identity is not None
         return repository, identity.handle, right
 
@@ -65,6 +68,7 @@ async def _presign(services: HttpServices, repository: Repository, body: dict[st
         raise malformed("size_bytes is not a number of bytes")
     if size > most:
         raise Refusal(Code.TOO_LARGE, f"an mpack of {size} bytes, the limit is {most}", limit=most)
+    await reserve_mpack(services, repository, mpack_id, size)
     try:
         stored: int | None = await services.store.size(staged_mpack_key(repository.number, mpack_id))
     except ObjectMissing:

@@ -16,6 +16,11 @@ JSON = "application/json"
 _MSGPACK_TYPES = {MSGPACK, "application/msgpack", "application/vnd.msgpack"}
 
 
+def is_msgpack(content_type: str) -> bool:
+    """Tell whether a body of this Content-Type is msgpack."""
+    return content_type.partition(";")[0].strip().lower() in _MSGPACK_TYPES
+
+
 def read_body(body: bytes, content_type: str) -> dict[str, object]:
     """Decode a control body by its Content-Type; an empty body is an empty map.
 
@@ -25,7 +30,7 @@ def read_body(body: bytes, content_type: str) -> dict[str, object]:
     if not body:
         return {}
     kind = content_type.partition(";")[0].strip().lower()
-    if kind in _MSGPACK_TYPES:
+    if is_msgpack(kind):
         value = unpack_whole(body, "the body")
     elif kind in {JSON, "", "text/json"}:
         value = parse_json(body, "the body")

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 
 import trio
 
-from actors.push.actor import ClientGone, PushActor
-from actors.push.context import PushRequest
-from museworkd.http.access import authenticate, find_for
+from actors.push.actor import PushActor
+from actors.push.context import ClientGone, PushRequest
 from museworkd.http.exchange import ClientDisconnected, Exchange
-from museworkd.http.services import HttpServices
+from museworkd.http.services import HttpServices, admit_to
 from storage.rows import Right
 from wire.errors import Code, Refusal
 
@@ -20,8 +19,7 @@ _ACCEPTED = {MEDIA_TYPE, "application/octet-stream", ""}
 
 async def push_stream(services: HttpServices, exchange: Exchange, names: Mapping[str, str]) -> None:
     """Take a push. Authentication and look-up come before the body; their failures are plain statuses."""
-    identity = await authenticate(services.index, services.environment, exchange.headers.get("authorization"))
-    repository, right = await find_for(services.index, identity, names["owner"], names["slug"], Right.WRITE)
+    identity, repository, right = await admit_to(services, exchange, names, Right.WRITE)
     assert identity is not None
     kind = exchange.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in _ACCEPTED:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 from collections.abc import Mapping
 from urllib.parse import quote
@@ -37,4 +36,4 @@ class UrlSigner:
 
     def _signature(self, method: str, path: str, expires: int) -> str:
         text = f"{method}\n{path}\n{expires}".encode()
-        return hmac.new(self._secret, text, hashlib.sha256).hexdigest()
+        return hmac.digest(self._secret, text, "sha256").hex()

@@ -11,19 +11,26 @@ from collections.abc import Mapping
 
 from museworkd.http.exchange import Exchange
 from museworkd.http.services import HttpServices
+from museworkd.http.small_uploads import SMALL_BYTES
 from museworkd.http.uploads import PartialUpload
 from storage.errors import ObjectMissing
 from storage.layout import staged_mpack_key, staged_object_key
 from storage.rows import Repository
 from wire.errors import Code, Refusal, malformed
+from wire.ids import Scheme
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
-_STAGED = {"mpack": staged_mpack_key, "object": staged_object_key}
+OBJECT_KINDS = {Scheme.TYPED: "object", Scheme.PLAIN: "plain-object"}
+"""What stands in the path of an object's URL: the same digits may be an id of either scheme."""
 
 
 async def put_upload(services: HttpServices, exchange: Exchange, names: Mapping[str, str]) -> None:
     """``PUT upload/{kind}/{id}/{size}``: take a content, or continue one with ``Content-Range``."""
-    repository, key, size = await _find(services, exchange, names)
+    _check_signature(services, exchange)
+    if _is_small(exchange, names):
+        await _take_small(services, exchange, names)
+        return
+    repository, key, size = await _find(services, names)
     if await _stored(services, key) == size:
         await _read_off(exchange, size)
     else:
@@ -37,11 +44,36 @@ async def put_upload(services: HttpServices, exchange: Exchange, names: Mapping[
     await exchange.respond(204, [("upload-offset", str(size))], b"")
 
 
+def _is_small(exchange: Exchange, names: Mapping[str, str]) -> bool:
+    """Tell whether a content comes whole and is better kept in memory; an mpack can always be taken up again."""
+    size = names["size"]
+    whole = exchange.headers.get("content-length") == size and "content-range" not in exchange.headers
+    return whole and int(size) <= SMALL_BYTES and names["kind"] != "mpack"
+
+
+async def _take_small(services: HttpServices, exchange: Exchange, names: Mapping[str, str]) -> None:
+    """Take a content at once; it replaces one that was uploaded before and may have been damaged on its way."""
+    repository = await services.recent.find(names["owner"], names["slug"])
+    size = int(names["size"])
+    if repository is None:
+        raise Refusal(Code.NOT_FOUND, "no such repository")
+    reserved = await services.small_uploads.reserve(size)
+    try:
+        content = await exchange.body(size)
+        if len(content) != size:
+            raise malformed(f"{len(content)} bytes came, {size} were announced")
+        await services.small_uploads.put(_staged_key(repository, names), content)
+    finally:
+        services.small_uploads.release(reserved)
+    await exchange.respond(204, [("upload-offset", str(size))], b"")
+
+
 async def head_upload(services: HttpServices, exchange: Exchange, names: Mapping[str, str]) -> None:
     """``HEAD``: how many bytes are there, as ``Upload-Offset``."""
     if exchange.method != "HEAD":
         raise Refusal(Code.METHOD_NOT_ALLOWED, "an upload is not served", allow=["HEAD", "PUT"])
-    repository, key, size = await _find(services, exchange, names)
+    _check_signature(services, exchange)
+    repository, key, size = await _find(services, names)
     stored = await _stored(services, key)
     there = size if stored == size else services.uploads.length(_name(repository, names))
     headers = [("upload-offset", str(there)), ("upload-length", str(size)), ("cache-control", "no-store")]
@@ -49,12 +81,23 @@ async def head_upload(services: HttpServices, exchange: Exchange, names: Mapping
     await exchange.finish()
 
 
-async def _find(services: HttpServices, exchange: Exchange, names: Mapping[str, str]) -> tuple[Repository, str, int]:
+def _check_signature(services: HttpServices, exchange: Exchange) -> None:
     services.signer.check("PUT", exchange.path, exchange.query, services.environment.now().timestamp())
+
+
+async def _find(services: HttpServices, names: Mapping[str, str]) -> tuple[Repository, str, int]:
     repository = await services.index.find_repository(names["owner"], names["slug"])
     if repository is None:
         raise Refusal(Code.NOT_FOUND, "no such repository")
-    return repository, _STAGED[names["kind"]](repository.number, bytes.fromhex(names["id"])), int(names["size"])
+    return repository, _staged_key(repository, names), int(names["size"])
+
+
+def _staged_key(repository: Repository, names: Mapping[str, str]) -> str:
+    content_id = bytes.fromhex(names["id"])
+    if names["kind"] == "mpack":
+        return staged_mpack_key(repository.number, content_id)
+    scheme = next(scheme for scheme, kind in OBJECT_KINDS.items() if kind == names["kind"])
+    return staged_object_key(repository.number, content_id, scheme)
 
 
 async def _stored(services: HttpServices, key: str) -> int | None:

@@ -18,6 +18,8 @@ from wire.errors import Code, Refusal
 from wire.limits import MIB
 
 _WRITE_BYTES = MIB
+_WRITE_PIECES = 1_000
+"""The kernel takes 1,024 at once."""
 
 
 class PartialUpload:
@@ -28,26 +30,28 @@ class PartialUpload:
         self.length = length
         """Bytes there, those in the buffer included."""
         self._fd = fd
-        self._buffer = bytearray()
+        self._buffer: list[bytes] = []
+        self._buffered = 0
 
     async def restart(self) -> None:
         """Forget what is there."""
-        self._buffer.clear()
+        self._buffer, self._buffered = [], 0
         await trio.to_thread.run_sync(os.ftruncate, self._fd, 0)
         self.length = 0
 
     async def append(self, piece: bytes) -> None:
         """Add bytes at the end."""
-        self._buffer += piece
+        self._buffer.append(piece)
+        self._buffered += len(piece)
         self.length += len(piece)
-        if len(self._buffer) >= _WRITE_BYTES:
+        if self._buffered >= _WRITE_BYTES or len(self._buffer) >= _WRITE_PIECES:
             await self.flush()
 
     async def flush(self) -> None:
         """Write what is buffered."""
         if self._buffer:
-            block, self._buffer = bytes(self._buffer), bytearray()
-            await trio.to_thread.run_sync(_write_all, self._fd, block)
+            pieces, self._buffer, self._buffered = self._buffer, [], 0
+            await trio.to_thread.run_sync(_write_all, self._fd, pieces)
 
 
 class Uploads:
@@ -102,7 +106,9 @@ class Uploads:
         return fd
 
 
-def _write_all(fd: int, block: bytes) -> None:
-    view = memoryview(block)
-    while view:
-        view = view[os.write(fd, view) :]
+def _write_all(fd: int, pieces: list[bytes]) -> None:
+    left = sum(map(len, pieces)) - os.writev(fd, pieces)
+    if left:  # a full disk says so now
+        view = memoryview(b"".join(pieces))[-left:]
+        while view:
+            view = view[os.write(fd, view) :]

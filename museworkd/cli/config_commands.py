@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
-from museworkd.cli.common import config_options, emit, guarded, load_config, table_of
+from museworkd.cli.guards import guarded
+from museworkd.cli.output import emit, table_of
+from museworkd.cli.server_options import config_options, load_config
 
 
 @click.group("config")

@@ -1,7 +1,8 @@
-"""What an operator does beside the daemon: schema, repositories, tokens. Works on the database directly."""
+"""What an operator does beside the daemon: schema, repositories, tokens, quotas. Works on the database directly."""
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -10,16 +11,18 @@ from typing import Any
 import click
 import trio
 
-from museworkd.administration import create_repository, create_token, shown
+from museworkd.administration import check_handle, create_repository, create_token, shown
 from museworkd.assembly import database_settings, open_deployment
-from museworkd.cli.common import EXIT_USER, config_options, emit, guarded, lifetime, load_config, run, say, table_of
+from museworkd.cli.guards import EXIT_USER, guarded, run
+from museworkd.cli.output import emit, say, table_of
+from museworkd.cli.server_options import config_options, lifetime, load_config
 from museworkd.config import Config
 from museworkd.telemetry.logs import configure
 from storage.environment import SystemEnvironment
 from storage.index import Index
 from storage.migrate import migrate
 from storage.postgres.embedded import EmbeddedPostgres
-from storage.rows import Right, Token
+from storage.rows import QUOTA_NONE, OwnerUsage, Right, Token
 from wire.errors import Code, Refusal, malformed
 
 _SCOPES = {right.name.lower(): right for right in Right if right is not Right.NONE}
@@ -207,6 +210,48 @@ def token_revoke(
     if not done:
         say("error: there is no valid token with that id")
         raise SystemExit(EXIT_USER)
+
+
+@click.command("quota")
+@click.argument("owner")
+@click.argument("quota", metavar="[BYTES|none|default]", required=False)
+@config_options
+@click.option("--json", "as_json", is_flag=True)
+@guarded
+def quota_command(
+    owner: str, quota: str | None, config_file: Path | None, data_dir: str | None, database_url: str | None,
+    settings: tuple[str, ...], as_json: bool,
+) -> None:  # fmt: skip
+    """Show how much an owner's repositories hold, and set how much they may.
+
+    `none` lets the owner store without limit, `default` leaves it to the setting limits.owner_quota_bytes.
+    """
+    check_handle(owner)
+    wanted = None if quota is None else _quota(quota)
+    config, _ = load_config(config_file, data_dir, database_url, settings)
+
+    async def work(index: Index) -> OwnerUsage:
+        if quota is not None:
+            await index.set_quota(owner, wanted)
+        return await index.owner_usage(owner, SystemEnvironment().now())
+
+    found = _with_index(config, work)
+    row = {
+        "owner": owner, "used": found.used, "reserved": found.reserved, "quota": found.quota,
+        "by_default": found.by_default,
+    }  # fmt: skip
+    limit = "none" if found.quota is None else str(found.quota)
+    cells = [owner, found.used, found.reserved, f"{limit} (default)" if found.by_default else limit]
+    emit(row, as_json, lambda: table_of(["owner", "used", "reserved", "quota"], [cells]))
+
+
+def _quota(text: str) -> int | None:
+    words = {"none": QUOTA_NONE, "default": None}
+    if text in words:
+        return words[text]
+    if not re.fullmatch("[1-9][0-9]{0,17}", text):
+        raise malformed(f"a quota is a number of bytes above 0, none or default, not {text!r}")
+    return int(text)
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import click
 
-from museworkd.cli.common import config_options, guarded, load_config, run, say
+from museworkd.cli.guards import guarded, run
+from museworkd.cli.output import say
+from museworkd.cli.server_options import config_options, load_config
 from museworkd.config import ConfigError
 from museworkd.daemon import run_daemon
 from museworkd.telemetry.logs import configure

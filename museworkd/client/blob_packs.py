@@ -147,6 +147,10 @@ class PackFiles:
         if hasher.digest() != place.object_id:
             raise IntegrityError(f"blob {place.object_id.hex()} is damaged in pack {_name(place)}")
 
+    def rest(self, place: Place, start: int) -> Iterator[bytes]:
+        """Read a blob from an offset on; a part cannot be checked."""
+        return self._pieces(Place(place.object_id, place.size - start, place.pack_id, place.offset + start))
+
     def check(self, pack_id: bytes) -> Iterator[IndexEntry]:
         """Read a whole pack, prove every blob and the footer; gives where each blob lies."""
         reader = PackReader()

@@ -24,3 +24,21 @@ class TransferError(ClientError):
     """The server could not be reached, or the connection was lost. Exit code 3; trying again is safe."""
 
     exit_code = 3
+
+    def __init__(self, message: str, code: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(message, code)
+        self.retry_after_s = retry_after_s
+        """When the server wants to be asked again, if it said so."""
+
+
+class GivenUpError(TransferError):
+    """It was tried often enough."""
+
+
+class StaleUrlError(TransferError):
+    """A URL has expired, or is not taken for another reason: a new one may be."""
+
+
+def printable(text: str) -> str:
+    """Make text from elsewhere safe for a terminal (threat T26)."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -11,7 +11,7 @@ from actors.manifests import ManifestCache
 from museworkd.client.errors import IntegrityError
 from museworkd.client.git_import import PLAIN_MODE, as_shown, from_text
 from museworkd.client.git_reader import GITLINK, GitReader
-from museworkd.client.ingest import CLIENT_LIMITS
+from museworkd.client.limits import CLIENT_LIMITS
 from museworkd.client.progress import Meter
 from museworkd.client.repository import LocalRepository
 from museworkd.client.verify_report import VerifyReport, read_commit

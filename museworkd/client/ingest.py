@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from actors.manifests import ManifestCache
 from actors.snapshot_builder import SnapshotBuilder
+from museworkd.client.limits import CLIENT_LIMITS
 from museworkd.client.local_index import LocalIndex
 from storage.rows import CommitRow, SnapshotRow
 from wire.errors import Code, Refusal
 from wire.ids import Scheme, format_id
-from wire.limits import Limits
 from wire.manifest import Manifest
 from wire.paths import PathPolicy
 from wire.records import Commit, Snapshot, SnapshotDelta
 from wire.signatures import check_signature
-
-CLIENT_LIMITS = Limits(
-    mpack_bytes=1 << 50, objects_per_push=1 << 31, commits_per_push=1 << 31, manifest_entries=10_000_000,
-    manifest_text_bytes=1 << 31, record_bytes=64 * 1024 * 1024,
-)  # fmt: skip
-"""A client takes what its server has accepted; only the checks of ids and paths are its own."""
 
 
 class HistoryIntake:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from museworkd.client.blob_packs import PackBuilder, copy_pack, room_in
 from museworkd.client.errors import IntegrityError
-from museworkd.client.ingest import CLIENT_LIMITS, HistoryIntake
+from museworkd.client.ingest import HistoryIntake
+from museworkd.client.limits import CLIENT_LIMITS
 from museworkd.client.progress import Phase
 from museworkd.client.repository import LocalRepository
 from wire.ids import Kind, format_id, hash_bytes, hasher_for, parse_id

@@ -13,18 +13,18 @@ import trio
 from actors.push.pack_file import PackFile
 from actors.spool import Spool, SpoolDirectory
 from museworkd.client.compression import Compressor
-from museworkd.client.errors import ClientError, TransferError
-from museworkd.client.progress import Meter, Phase
+from museworkd.client.delivery import Delivery
+from museworkd.client.outgoing import framed_records
+from museworkd.client.progress import Phase
 from museworkd.client.repository import LocalRepository
-from museworkd.client.transport import Api, Remote, refusal_error
-from museworkd.client.uploading import upload_file
+from museworkd.client.transport import Api
+from museworkd.client.uploading import FileSource, Uploader
+from museworkd.client.verdicts import settled
 from storage.layout import Place
 from wire.ids import Scheme, format_id
-from wire.mpack import MPackWriter, Section, record_section_head
+from wire.mpack import MEDIA_TYPE, MPackWriter, Section, record_section_head
 from wire.pack import PackWriter, pack_size
 
-POLL_EVERY_S = 1.0
-POLL_MOST_S = 3_600.0
 _PIECE_BYTES = 256 * 1024
 _WHOLE_BYTES = 4 * 1024 * 1024
 """Contents up to this size may be compressed; larger ones are mostly compressed already."""
@@ -48,52 +48,44 @@ class _Split:
     packed: PackFile | None = None
 
 
-async def push_by_mpack(
-    repository: LocalRepository, remote: Remote, blobs: list[Place], snapshots: Spool, commits: Spool,
-    header: Mapping[str, object], spools: SpoolDirectory, meter: Meter,
-) -> tuple[Mapping[str, object], int]:  # fmt: skip
-    """Build, upload and unpack; gives the server's result and the bytes of the file.
+class MpackWay:
+    """Build, upload and unpack; another attempt goes on with the same file."""
 
-    ``snapshots`` and ``commits`` hold framed records (see ``museworkd.client.push``); ``header`` the members of the
-    push.
+    def __init__(self, delivery: Delivery) -> None:
+        self._delivery = delivery
+        self._built: MpackFile | None = None
+        self.said_everything = False
 
-    Raises:
-        ClientError: refused.
-        TransferError: the connection was lost; sending again is safe and goes on where it broke off.
-    """
-    with meter.phase("Packing", len(blobs)) as phase:
-        built = await trio.to_thread.run_sync(_build, repository, blobs, snapshots, commits, spools, phase)
-    key = format_id(built.mpack_id, Scheme.TYPED)
-    async with Api(remote) as api:
-        told = await api.post("push/mpack-presign", {"mpack_key": key, "size_bytes": built.size})
-        url = told.get("upload_url")
-        with meter.phase("Uploading", built.size) as phase:
-            if isinstance(url, str):
-                await upload_file(url, built.path, built.size, phase)
-        with meter.phase("Unpacking at the server", built.objects):
-            members = {"mpack_key": key, "declared_objects_count": built.objects, **header}
-            answer: Mapping[str, object] = await api.post("push/unpack-mpack", members)
-            if answer.get("status") == "pending":
-                answer = await _polled(api, f"push/{header['push_id']}")
-    return answer, built.size
+    async def send(self, *, again: bool) -> Mapping[str, object]:  # noqa: ARG002 - the upload knows where it was
+        """Send and give the server's result; see ``Sending``."""
+        delivery = self._delivery
+        built = self._built = self._built or await self._build()
+        key = format_id(built.mpack_id, Scheme.TYPED)
+        async with Api(delivery.remote) as api:
+            told = await api.post("push/mpack-presign", {"mpack_key": key, "size_bytes": built.size})
+            url = told.get("upload_url")
+            with delivery.meter.phase("Uploading", built.size) as phase:
+                if isinstance(url, str):
+                    async with Uploader(MEDIA_TYPE, resuming=True) as uploader:
+                        try:
+                            await uploader.upload(url, FileSource(built.path, built.size), phase)
+                        finally:
+                            delivery.sent_bytes += uploader.sent_bytes
+            self.said_everything = True
+            with delivery.meter.phase("Unpacking at the server", built.objects):
+                members = {"mpack_key": key, "declared_objects_count": built.objects, **delivery.header}
+                answer: Mapping[str, object] = await api.post("push/unpack-mpack", members)
+                if answer.get("status") == "pending":
+                    answer = await settled(api, delivery.push_id)
+        return answer
 
-
-async def _polled(api: Api, path: str) -> Mapping[str, object]:
-    give_up_at = trio.current_time() + POLL_MOST_S
-    while trio.current_time() < give_up_at:
-        answer = await api.get(path)
-        match answer.get("status"):
-            case "accepted":
-                return answer
-            case "refused" | "failed":
-                raise refusal_error(answer)
-            case "interrupted":
-                raise TransferError("the server was stopped while it unpacked; the push may be sent again")
-            case "pending":
-                await trio.sleep(POLL_EVERY_S)
-            case other:
-                raise ClientError(f"the server says nothing this client knows about its push: {other!r}")
-    raise TransferError("the server is still unpacking; ask again later by pushing again")
+    async def _build(self) -> MpackFile:
+        delivery, outgoing = self._delivery, self._delivery.outgoing
+        with delivery.meter.phase("Packing", len(outgoing.blobs)) as phase:
+            return await trio.to_thread.run_sync(
+                _build, delivery.repository, outgoing.blobs, outgoing.snapshots, outgoing.records, delivery.spools,
+                phase,
+            )  # fmt: skip
 
 
 def _build(
@@ -166,10 +158,7 @@ def _measure(spool: Spool) -> tuple[int, int]:
 
 
 def _records(spool: Spool) -> Iterator[bytes]:
-    """Read framed records: a byte for the kind, eight for the length."""
-    with spool.open() as file:
-        while head := file.read(9):
-            yield file.read(int.from_bytes(head[1:], "little"))
+    return (packed for _, packed in framed_records(spool))
 
 
 def _file_pieces(path: Path) -> Iterator[bytes]:

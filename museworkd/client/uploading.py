@@ -1,113 +1,174 @@
-"""Uploading a file to a signed URL, and going on where a connection broke off."""
+"""Uploading to signed URLs (protocol §6, §7), and going on where a connection broke off."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO, Protocol, Self
 
-import httpx
 import trio
 
-from museworkd.client.errors import TransferError
+from museworkd.client.blob_packs import PackFiles
+from museworkd.client.connection import Connection, Target
+from museworkd.client.errors import GivenUpError, StaleUrlError, TransferError
 from museworkd.client.progress import Phase
-from museworkd.client.transport import CONNECT_S, QUIET_S, refused
-from wire.mpack import MEDIA_TYPE
+from museworkd.client.transport import answered
+from storage.layout import Place
 
 ATTEMPTS = 8
+"""Attempts that bring next to nothing, before it is given up."""
+WHOLE_BYTES = 256 * 1024
+"""Up to this size a content is sent in one piece, and again from its beginning."""
+_HEADWAY_BYTES = 8 * 1024 * 1024
+"""An attempt that brings so much is no failure: some proxies cut every long request."""
 _PIECE_BYTES = 256 * 1024
 _LONGEST_PAUSE_S = 10.0
-_ERROR_BODY_BYTES = 64 * 1024
 
 
-async def upload_file(url: str, path: Path, size: int, phase: Phase) -> None:
-    """PUT a file of ``size`` bytes; a lost connection is taken up again where the server says it broke off.
+class Source(Protocol):
+    """A content to upload."""
 
-    Raises:
-        ClientError: the server does not want it.
-        TransferError: it could not be sent within some attempts; sending it again goes on where it broke off.
-    """
-    timeout = httpx.Timeout(QUIET_S, connect=CONNECT_S)
-    shown = 0
-    async with httpx.AsyncClient(timeout=timeout, follow_redirects=False) as client:
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                start = 0 if attempt == 1 else await _there(client, url, size)
-                phase.advance(start - shown)
-                shown = start
-                if start < size:
-                    shown += await _put(client, url, path, start, size, phase)
-                return
-            except (httpx.HTTPError, TransferError) as error:  # lost, or not now: the cut one may still be held there
-                if attempt == ATTEMPTS:
-                    raise TransferError(f"the upload was cut: {error or type(error).__name__}") from error
-            await trio.sleep(min(0.25 * 2**attempt, _LONGEST_PAUSE_S))
+    @property
+    def size(self) -> int:
+        """Its length in bytes."""
+
+    def pieces(self, start: int) -> Iterator[bytes]:
+        """Give it from an offset on; blocking."""
 
 
-async def _put(client: httpx.AsyncClient, url: str, path: Path, start: int, size: int, phase: Phase) -> int:
-    headers = {
-        "host": httpx.URL(url).netloc.decode("ascii"), "user-agent": "museworkd-client", "content-type": MEDIA_TYPE,
-        "content-length": str(size - start),
-    }  # fmt: skip
-    if start:
-        headers["content-range"] = f"bytes {start}-{size - 1}/{size}"
-    body = _Body(path, start, phase)
-    request = httpx.Request("PUT", url, headers=headers, stream=body)
-    try:
-        response = await client.send(request, stream=True)
-        try:
-            if response.status_code >= 300:
-                raise await _refused(response)
-        finally:
-            await response.aclose()
-    finally:
-        await body.aclose()
-    return body.sent
+class FileSource:
+    """A whole file."""
 
-
-class _Body(httpx.AsyncByteStream):
-    """A file from an offset on, counted as it is taken; no generator, which a cut request would leave open."""
-
-    def __init__(self, path: Path, start: int, phase: Phase) -> None:
+    def __init__(self, path: Path, size: int) -> None:
         self._path = path
-        self._start = start
-        self._phase = phase
-        self._file: BinaryIO | None = None
-        self.sent = 0
+        self.size = size
 
-    def __aiter__(self) -> Self:
+    def pieces(self, start: int) -> Iterator[bytes]:
+        """See ``Source``."""
+        file: BinaryIO
+        with self._path.open("rb") as file:
+            file.seek(start)
+            while piece := file.read(_PIECE_BYTES):
+                yield piece
+
+
+class BlobSource:
+    """A blob of the local repository; one that is read from its beginning is proved on the way."""
+
+    def __init__(self, files: PackFiles, place: Place) -> None:
+        self._files = files
+        self._place = place
+        self.size = place.size
+
+    def pieces(self, start: int) -> Iterator[bytes]:
+        """See ``Source``."""
+        if self.size <= WHOLE_BYTES:
+            yield self._files.read(self._place)
+        elif start == 0:
+            yield from self._files.pieces(self._place)
+        else:
+            yield from self._files.rest(self._place, start)
+
+
+class Uploader:
+    """Uploads, one after the other, over one connection for as long as they go to one place."""
+
+    def __init__(self, media_type: str, *, resuming: bool) -> None:
+        """``resuming``: an earlier attempt may have brought a part already."""
+        self._media_type = media_type
+        self._resuming = resuming
+        self._connection: Connection | None = None
+        self.sent_bytes = 0
+        """Of contents, all attempts together."""
+
+    async def __aenter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> bytes:
-        piece = await trio.to_thread.run_sync(self._read)
-        if not piece:
-            raise StopAsyncIteration
-        self.sent += len(piece)
-        self._phase.advance(len(piece))
-        return piece
+    async def __aexit__(self, *exc: object) -> None:
+        if self._connection is not None:
+            await self._connection.aclose()
 
-    async def aclose(self) -> None:
-        if self._file is not None:
-            self._file.close()
+    async def upload(self, url: str, source: Source, phase: Phase) -> None:
+        """PUT a content; what was lost on the way is taken up again where the server says it broke off.
 
-    def _read(self) -> bytes:
-        if self._file is None:
-            self._file = self._path.open("rb")
-            self._file.seek(self._start)
-        return self._file.read(_PIECE_BYTES)
+        Raises:
+            ClientError: the server does not want it.
+            TransferError: it could not be sent within some attempts, or the URL is too old; sending it again goes on
+                where it broke off.
+        """
+        connection, path = await self._connected(url)
+        start = shown = failures = 0
+        while True:
+            sent = self.sent_bytes
+            try:
+                if failures or self._resuming:
+                    start = await self._there(connection, path, source.size)
+                phase.advance(start - shown)
+                await self._put(connection, path, source, start, phase)
+                return
+            except StaleUrlError:
+                raise
+            except TransferError as error:  # lost, or not now: the cut one may still be held there
+                shown = start + self.sent_bytes - sent
+                failures = 1 if self.sent_bytes - sent >= _HEADWAY_BYTES else failures + 1
+                if failures >= ATTEMPTS:
+                    raise GivenUpError(f"the upload was cut: {error}", error.code) from error
+                pause = min(0.25 * 2**failures, _LONGEST_PAUSE_S)
+                pause = pause if error.retry_after_s is None else error.retry_after_s
+            await connection.aclose()
+            await trio.sleep(pause)
 
+    async def _connected(self, url: str) -> tuple[Connection, str]:
+        target = Target.named_by_server(url)
+        if self._connection is None or self._connection.origin != target.origin:
+            if self._connection is not None:
+                await self._connection.aclose()
+            self._connection = Connection(target)
+        return self._connection, target.path
 
-async def _there(client: httpx.AsyncClient, url: str, size: int) -> int:
-    async with client.stream("HEAD", url, headers={"user-agent": "museworkd-client"}) as response:
-        told = response.headers.get("upload-offset", "")
-        if response.status_code != 200 or not told.isdigit() or int(told) > size:
+    async def _put(self, connection: Connection, path: str, source: Source, start: int, phase: Phase) -> None:
+        headers = {"user-agent": "museworkd-client", "content-type": self._media_type}
+        if source.size <= WHOLE_BYTES:
+            content = b"".join(source.pieces(0))
+            await connection.ask("PUT", path, headers, content)
+            self._count(len(content), phase)
+        else:
+            if start:
+                headers["content-range"] = f"bytes {start}-{source.size - 1}/{source.size}"
+            await connection.begin("PUT", path, {**headers, "content-length": str(source.size - start)})
+            await self._send(connection, source.pieces(start), phase)
+        if connection.status >= 300:
+            error = await answered(connection)
+            raise StaleUrlError(str(error), error.code) if connection.status == 403 else error
+        await connection.receive_all()
+        if connection.status == 202:
+            raise TransferError("the server has not got the whole content")
+
+    async def _send(self, connection: Connection, pieces: Iterator[bytes], phase: Phase) -> None:
+        try:
+            while piece := await trio.to_thread.run_sync(next, pieces, b""):
+                await connection.send(piece)
+                self._count(len(piece), phase)
+            await connection.end()
+        except TransferError as error:
+            try:
+                await connection.response()  # a server that wants no more may have said why
+            except TransferError:
+                raise error from None
+        else:
+            await connection.response()
+
+    def _count(self, size: int, phase: Phase) -> None:
+        self.sent_bytes += size
+        phase.advance(size)
+
+    async def _there(self, connection: Connection, path: str, size: int) -> int:
+        """Ask where to go on; the last byte is sent in any case, so that the server sees the upload complete."""
+        if size <= WHOLE_BYTES:
             return 0
-        return int(told)
-
-
-async def _refused(response: httpx.Response) -> Exception:
-    body = b""
-    async for piece in response.aiter_raw():
-        body += piece
-        if len(body) >= _ERROR_BODY_BYTES:
-            break
-    return refused(response.status_code, response.headers.get("content-type", ""), body[:_ERROR_BODY_BYTES])
+        await connection.ask("HEAD", path, {"user-agent": "museworkd-client"})
+        told, status = connection.headers.get("upload-offset", ""), connection.status
+        await connection.receive_all()
+        if status != 200 or not (told.isascii() and told.isdigit()) or int(told) > size:
+            return 0
+        return min(int(told), size - 1)

@@ -14,8 +14,7 @@ from pathlib import Path
 from actors.manifests import ManifestCache
 from museworkd.client.checkout import manifest_of
 from museworkd.client.errors import IntegrityError
-from museworkd.client.git_comparison import compare_with_git
-from museworkd.client.ingest import CLIENT_LIMITS
+from museworkd.client.limits import CLIENT_LIMITS
 from museworkd.client.progress import Meter, Phase
 from museworkd.client.repository import LocalRepository
 from museworkd.client.verify_report import VerifyReport, read_commit
@@ -26,7 +25,7 @@ from wire.ids import Kind, Scheme, format_id, hasher_for
 from wire.paths import PathPolicy
 from wire.signatures import check_signature
 
-__all__ = ["VerifyReport", "compare_with_git", "verify"]
+__all__ = ["VerifyReport", "verify"]
 _PIECE_BYTES = 1024 * 1024
 
 

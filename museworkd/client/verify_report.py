@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from museworkd.client.errors import IntegrityError
-from museworkd.client.ingest import CLIENT_LIMITS
+from museworkd.client.limits import CLIENT_LIMITS
 from museworkd.client.repository import LocalRepository
 from wire.canonical import parse_canonical
 from wire.errors import Refusal

@@ -1,10 +1,18 @@
-"""Shared fixtures: a real PostgreSQL for each test worker, a fresh database for each test."""
+"""Shared fixtures: a real PostgreSQL for each test worker, a fresh database for each test.
+
+What tests write goes to a file system in memory if there is a roomy one: a store is hundreds of directories, and a
+disk takes longer to make and remove them than most tests take. Tests marked ``slow`` stay on the disk, and so does
+everything when ``TMPDIR`` is set. Where durability itself is tested, the calls are watched, not the disk.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -21,6 +29,18 @@ from storage.postgres.embedded import EmbeddedPostgres
 from storage.postgres.index import PostgresIndex
 
 _numbers = itertools.count(1)
+_MEMORY = Path("/dev/shm")
+_ROOM_BYTES = 8 * 1024**3
+_LEFT_OVER_S = 6 * 3600.0
+
+
+def _roomy() -> Path | None:
+    """Give the file system in memory, if there is one with room whose programs may be run."""
+    if "TMPDIR" in os.environ or not _MEMORY.is_dir():
+        return None
+    facts = os.statvfs(_MEMORY)
+    usable = os.access(_MEMORY, os.W_OK) and not facts.f_flag & os.ST_NOEXEC
+    return _MEMORY if usable and facts.f_bavail * facts.f_frsize >= _ROOM_BYTES else None
 
 
 @pytest.fixture(autouse=True)
@@ -35,10 +55,31 @@ def logs(_quiet_logs: list[dict]) -> list[dict]:
     return _quiet_logs
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _left_over() -> None:
+    """Remove from memory what killed runs have left there."""
+    for path in _MEMORY.glob("mw-*-*") if _roomy() else ():
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime < time.time() - _LEFT_OVER_S:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory of the test's own; one in memory is removed after it."""
+    roomy = _roomy()
+    if roomy is None or request.node.get_closest_marker("slow"):
+        yield tmp_path_factory.mktemp("test")
+        return
+    path = Path(tempfile.mkdtemp(prefix="mw-test-", dir=roomy))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def postgres_home() -> Iterator[Path]:
     """A directory for clusters that the database's user can reach, with a short path."""
-    home = Path(tempfile.mkdtemp(prefix="mw-pg-"))
+    home = Path(tempfile.mkdtemp(prefix="mw-pg-", dir=_roomy()))
     home.chmod(0o755)
     yield home
     shutil.rmtree(home, ignore_errors=True)

@@ -37,4 +37,4 @@ def expected_errors(logs: list[dict]) -> Iterator[list[dict]]:
     expected: list[dict] = []
     yield expected
     unexpected = [entry for entry in logs if entry["log_level"] in {"error", "critical"} and entry not in expected]
-    assert unexpected == []
+    assert unexpected == [], unexpected

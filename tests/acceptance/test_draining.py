@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -11,24 +13,28 @@ import trio
 
 from museworkd.client.errors import TransferError
 from museworkd.client.transport import Remote
+from storage.postgres.index import PostgresIndex
 from tests.acceptance.pushing import push_pieces
+from tests.dying_server import make_repository
 from tests.muse import random_history
-from tests.servers import museworkd, start_daemon
+from tests.servers import TOKENS, Daemon, daemon
+
+
+@contextmanager
+def daemon_that_drains(tmp_path: Path, database_url: str, drain_s: float) -> Iterator[tuple[Daemon, Remote]]:
+    with daemon(tmp_path / "data", database_url, f"server.drain_s={drain_s}") as running:
+        yield running, Remote(f"{running.url}/alice/x", TOKENS["alice"])
 
 
 @pytest.fixture
-def story(tmp_path: Path, database_url: str):
-    running = start_daemon(tmp_path / "data", database_url, "server.drain_s=20")
-    options = ["--data-dir", str(tmp_path / "data"), "--database-url", database_url]
-    museworkd("repo", "create", "ada/x", *options)
-    token = museworkd("token", "create", "ada", *options).stdout.strip()
-    yield running, Remote(f"{running.url}/ada/x", token)
-    if running.process.poll() is None:
-        running.kill()
+async def story(tmp_path: Path, database_url: str, postgres_index: PostgresIndex):
+    assert await make_repository(postgres_index, "x")
+    with daemon_that_drains(tmp_path, database_url, 20) as story:
+        yield story
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-async def test_a_running_push_finishes_while_the_daemon_drains(story, stop: signal.Signals) -> None:
+async def test_F21_a_running_push_finishes_while_the_daemon_drains(story, stop: signal.Signals) -> None:
     running, remote = story
     body = random_history(5).frames()
     answering = trio.Event()
@@ -67,13 +73,10 @@ async def test_a_second_signal_stops_at_once(story) -> None:
     assert await trio.to_thread.run_sync(running.process.wait, 15) == 0
 
 
-async def test_an_upload_that_outlasts_the_drain_is_cut_and_the_daemon_ends_well(
-    tmp_path: Path, database_url: str
+async def test_F21_an_upload_that_outlasts_the_drain_is_cut_and_the_daemon_ends_well(
+    tmp_path: Path, database_url: str, postgres_index: PostgresIndex
 ) -> None:
-    running = start_daemon(tmp_path / "data", database_url, "server.drain_s=0.5")
-    options = ["--data-dir", str(tmp_path / "data"), "--database-url", database_url]
-    museworkd("repo", "create", "ada/x", *options)
-    remote = Remote(f"{running.url}/ada/x", museworkd("token", "create", "ada", *options).stdout.strip())
+    assert await make_repository(postgres_index, "x")
     body = random_history(5).frames()
     answering = trio.Event()
 
@@ -85,14 +88,11 @@ async def test_an_upload_that_outlasts_the_drain_is_cut_and_the_daemon_ends_well
             await trio.sleep_forever()
             yield b""
 
-    try:
+    with daemon_that_drains(tmp_path, database_url, 0.5) as (running, remote):
         with pytest.raises(TransferError):
             await push_pieces(remote, Endless(), answering=answering)
         assert await trio.to_thread.run_sync(running.process.wait, 15) == 0
         assert "Traceback" not in running.log.read_text()
-    finally:
-        if running.process.poll() is None:
-            running.kill()
 
 
 async def refused_connection(remote: Remote) -> None:

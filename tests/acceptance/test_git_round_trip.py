@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.git_histories import bundle, git, ordinary, strange
@@ -16,15 +20,34 @@ HISTORIES = Path(os.environ.get("MUSEWORKD_HISTORIES", Path(__file__).parents[3]
 BUNDLES = sorted(HISTORIES.glob("*.bundle")) if HISTORIES.is_dir() else []
 
 
-@pytest.fixture
-def running(tmp_path: Path, database_url: str):
-    with daemon(tmp_path / "data", database_url) as server:
-        yield server
+_numbers = itertools.count(1)
 
 
-@pytest.fixture
-def options(tmp_path: Path, database_url: str) -> list[str]:
-    return ["--data-dir", str(tmp_path / "data"), "--database-url", database_url]
+@dataclass(frozen=True)
+class Running:
+    """A daemon that all tests of this module share, each with a repository of its own."""
+
+    daemon: Daemon
+    token: str
+
+    def make_repository(self, *, public: bool = False, relaxed_paths: bool = False) -> str:
+        """Make one; gives its URL."""
+        body = {
+            "slug": f"project-{next(_numbers)}", "visibility": "public" if public else "private",
+            "settings": {"relaxed_paths": relaxed_paths},
+        }  # fmt: skip
+        headers = {"authorization": f"Bearer {self.token}"}
+        made = httpx.post(f"{self.daemon.url}/api/repos", json=body, headers=headers)
+        assert made.status_code == 201, made.text
+        return f"{self.daemon.url}/ada/{body['slug']}"
+
+
+@pytest.fixture(scope="module")
+def running(postgres_home: Path, module_database_url: str) -> Iterator[Running]:
+    data_dir = postgres_home / "round-trip"
+    with daemon(data_dir, module_database_url) as server:
+        options = ["--data-dir", str(data_dir), "--database-url", module_database_url]
+        yield Running(server, museworkd("token", "create", "ada", "--scope", "admin", *options).stdout.strip())
 
 
 WAYS = ["stream", "mpack"]
@@ -32,12 +55,8 @@ BOTH_WAYS_BELOW_BYTES = 3_000_000
 """Larger bundles go one way, so that the suite stays short."""
 
 
-def round_trip(
-    running: Daemon, options: list[str], source: Path, work: Path, way: str = "auto"
-) -> tuple[dict, dict, dict]:
-    museworkd("repo", "create", "ada/project", "--relaxed-paths", *options)
-    token = museworkd("token", "create", "ada", *options).stdout.strip()
-    url = f"{running.url}/ada/project"
+def round_trip(running: Running, source: Path, work: Path, way: str = "auto") -> tuple[dict, dict, dict]:
+    url, token = running.make_repository(relaxed_paths=True), running.token
     imported = json.loads(museworkd("git-import", str(source), str(work / "here"), "--json").stdout)
     museworkd("push", url, "--all", "--way", way, "-C", str(work / "here"), token=token)
     cloned = json.loads(museworkd("clone", url, str(work / "there"), "--json", token=token).stdout)
@@ -60,37 +79,31 @@ def git_count(source: Path, work: Path) -> str:
     ids=lambda value: value.stem if isinstance(value, Path) else value,
 )
 @pytest.mark.timeout(400)
-def test_a_public_project_comes_back_byte_for_byte(
-    source: Path, way: str, running: Daemon, options: list[str], work: Path
-) -> None:
-    _, cloned, verified = round_trip(running, options, source, work, way)
+def test_a_public_project_comes_back_byte_for_byte(source: Path, way: str, running: Running, work: Path) -> None:
+    _, cloned, verified = round_trip(running, source, work, way)
     assert cloned["commits"] == verified["commits"]
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_an_ordinary_repository_comes_back_byte_for_byte(
-    way: str, running: Daemon, options: list[str], work: Path, tmp_path: Path
+    way: str, running: Running, work: Path, tmp_path: Path
 ) -> None:
     source = ordinary(tmp_path / "git")
-    imported, _, _ = round_trip(running, options, source, work, way)
+    imported, _, _ = round_trip(running, source, work, way)
     assert set(imported["branches"]) == {"main", "feature/one", "Feature/Two"}
     assert imported["executables"] > 0
     assert imported["symlinks"] == 1
 
 
-def test_a_bundle_is_imported_like_its_repository(
-    running: Daemon, options: list[str], work: Path, tmp_path: Path
-) -> None:
+def test_a_bundle_is_imported_like_its_repository(running: Running, work: Path, tmp_path: Path) -> None:
     source = bundle(ordinary(tmp_path / "git", commits=20), tmp_path / "project.bundle")
-    round_trip(running, options, source, work)
+    round_trip(running, source, work)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_everything_odd_that_git_allows_survives(
-    way: str, running: Daemon, options: list[str], work: Path, tmp_path: Path
-) -> None:
+def test_everything_odd_that_git_allows_survives(way: str, running: Running, work: Path, tmp_path: Path) -> None:
     source = strange(tmp_path / "git")
-    imported, _, _ = round_trip(running, options, source, work, way)
+    imported, _, _ = round_trip(running, source, work, way)
     assert imported["octopus_merges"] == 1
     assert imported["submodules"] == 2
     assert imported["escaped_paths"] == 5  # not UTF-8, backslash, control, .muse, drive letter
@@ -99,27 +112,22 @@ def test_everything_odd_that_git_allows_survives(
     assert imported["tags"] == 3
 
 
-def test_a_default_repository_refuses_paths_that_are_not_portable(
-    running: Daemon, options: list[str], work: Path, tmp_path: Path
-) -> None:
+def test_a_default_repository_refuses_paths_that_are_not_portable(running: Running, work: Path, tmp_path: Path) -> None:
     source = strange(tmp_path / "git")
-    museworkd("repo", "create", "ada/strict", *options)
-    token = museworkd("token", "create", "ada", *options).stdout.strip()
+    url, token = running.make_repository(), running.token
     museworkd("git-import", str(source), str(work / "here"))
-    refused = museworkd("push", f"{running.url}/ada/strict", "-C", str(work / "here"), token=token, check=1)
+    refused = museworkd("push", url, "-C", str(work / "here"), token=token, check=1)
     assert "unsafe_path" in refused.stderr
-    empty = json.loads(museworkd("clone", f"{running.url}/ada/strict", str(work / "there"), "--json",
+    empty = json.loads(museworkd("clone", url, str(work / "there"), "--json",
                                  token=token).stdout)  # fmt: skip
     assert empty["commits"] == 0
 
 
 def test_R16_a_second_branch_and_new_commits_send_only_what_is_new(
-    running: Daemon, options: list[str], work: Path, tmp_path: Path
+    running: Running, work: Path, tmp_path: Path
 ) -> None:
     source = ordinary(tmp_path / "git", commits=30)
-    museworkd("repo", "create", "ada/project", *options)
-    token = museworkd("token", "create", "ada", *options).stdout.strip()
-    url = f"{running.url}/ada/project"
+    url, token = running.make_repository(), running.token
     museworkd("git-import", str(source), str(work / "here"))
 
     def pushed(branch: str) -> dict:
@@ -139,11 +147,9 @@ def test_R16_a_second_branch_and_new_commits_send_only_what_is_new(
     museworkd("verify", str(work / "there"), "--git", str(source))
 
 
-def test_a_fetch_brings_only_what_is_new(running: Daemon, options: list[str], work: Path, tmp_path: Path) -> None:
+def test_a_fetch_brings_only_what_is_new(running: Running, work: Path, tmp_path: Path) -> None:
     source = ordinary(tmp_path / "git", commits=30)
-    museworkd("repo", "create", "ada/project", "--public", *options)
-    token = museworkd("token", "create", "ada", *options).stdout.strip()
-    url = f"{running.url}/ada/project"
+    url, token = running.make_repository(public=True), running.token
     museworkd("git-import", str(source), str(work / "here"))
     museworkd("push", url, "-b", "feature/one", "-C", str(work / "here"), token=token)
     museworkd("clone", url, str(work / "there"))  # public: no token
@@ -158,13 +164,9 @@ def test_a_fetch_brings_only_what_is_new(running: Daemon, options: list[str], wo
     museworkd("verify", str(work / "there"))
 
 
-def test_a_shallow_clone_is_whole_as_far_as_it_goes(
-    running: Daemon, options: list[str], work: Path, tmp_path: Path
-) -> None:
+def test_a_shallow_clone_is_whole_as_far_as_it_goes(running: Running, work: Path, tmp_path: Path) -> None:
     source = ordinary(tmp_path / "git", commits=25)
-    museworkd("repo", "create", "ada/project", "--public", *options)
-    token = museworkd("token", "create", "ada", *options).stdout.strip()
-    url = f"{running.url}/ada/project"
+    url, token = running.make_repository(public=True), running.token
     museworkd("git-import", str(source), str(work / "here"))
     museworkd("push", url, "-C", str(work / "here"), token=token)
 
@@ -177,13 +179,12 @@ def test_a_shallow_clone_is_whole_as_far_as_it_goes(
     )
 
 
-def test_a_damaged_clone_is_found(running: Daemon, options: list[str], work: Path, tmp_path: Path) -> None:
+def test_a_damaged_clone_is_found(running: Running, work: Path, tmp_path: Path) -> None:
     source = ordinary(tmp_path / "git", commits=10)
-    museworkd("repo", "create", "ada/project", "--public", *options)
-    token = museworkd("token", "create", "ada", *options).stdout.strip()
+    url, token = running.make_repository(public=True), running.token
     museworkd("git-import", str(source), str(work / "here"))
-    museworkd("push", f"{running.url}/ada/project", "-C", str(work / "here"), token=token)
-    museworkd("clone", f"{running.url}/ada/project", str(work / "there"))
+    museworkd("push", url, "-C", str(work / "here"), token=token)
+    museworkd("clone", url, str(work / "there"))
     (pack,) = (work / "there" / ".muse" / "packs").glob("*.mpack")
     content = bytearray(pack.read_bytes())
     content[len(content) // 2] ^= 1

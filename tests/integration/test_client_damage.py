@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from actors.spool import SpoolDirectory
-from museworkd.client import push as push_module
 from museworkd.client.checkout import checkout
 from museworkd.client.errors import ClientError
+from museworkd.client.outgoing import find_outgoing
 from museworkd.client.progress import Meter, Quiet
 from museworkd.client.repository import LocalRepository
 from museworkd.client.verify import verify
@@ -41,7 +41,7 @@ def here(sound: Path, work: Path) -> Path:
 async def prepare(repository: LocalRepository, _: Meter) -> None:
     """What a push does before it sends."""
     async with SpoolDirectory(repository.root / "spool", "spool") as spools:
-        await push_module._prepare(repository, repository.branches()["main"], set(), spools)
+        await find_outgoing(repository, repository.branches()["main"], set(), spools)
 
 
 def problems(here: Path) -> list[str]:

@@ -121,7 +121,7 @@ def test_a_signal_ends_a_push_that_waits_for_its_server(
 
 
 @pytest.mark.parametrize(("number", "code", "line"), SIGNALS)
-@pytest.mark.parametrize("moment", ["click", "museworkd.cli.client_commands", "httpx", "museworkd.client.verify"])
+@pytest.mark.parametrize("moment", ["click", "museworkd.cli.client_commands", "msgpack", "museworkd.client.verify"])
 def test_a_signal_while_a_command_starts_ends_it_the_same_way(
     work: Path, moment: str, number: signal.Signals, code: int, line: str
 ) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from museworkd.client.errors import ClientError
+from museworkd.client.git_comparison import compare_with_git
 from museworkd.client.git_import import import_git
 from museworkd.client.progress import Quiet
 from museworkd.client.repository import LocalRepository
-from museworkd.client.verify import compare_with_git
 from tests.git_histories import FastImport, git, ordinary, strange
 from tests.servers import museworkd
 

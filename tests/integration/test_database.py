@@ -213,7 +213,7 @@ async def test_who_waited_for_a_lock_sees_what_it_was_for_whatever_the_default(
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_a_storm_of_cancellations_leaves_whole_transactions_and_sound_connections(
+async def test_F25_a_storm_of_cancellations_leaves_whole_transactions_and_sound_connections(
     database: Database, beside: psycopg.Connection, seed: int
 ) -> None:
     rng = random.Random(seed)
@@ -342,7 +342,7 @@ def _sessions_end(beside: psycopg.Connection) -> bool:
 # ---- the line
 
 
-async def test_who_finds_no_connection_waits_in_line(database: Database) -> None:
+async def test_F15_who_finds_no_connection_waits_in_line(database: Database) -> None:
     may_end = threading.Event()
     begun, order = trio.open_memory_channel[int](POOL + 3)
     token = trio.lowlevel.current_trio_token()
@@ -398,7 +398,7 @@ async def test_a_connection_lost_in_the_middle_is_replaced_and_the_function_runs
     await check_sound(database, beside)
 
 
-async def test_a_connection_lost_before_the_commit_is_replaced_and_the_function_runs_again(
+async def test_F12_a_connection_lost_before_the_commit_is_replaced_and_the_function_runs_again(
     database: Database, beside: psycopg.Connection
 ) -> None:
     calls = []
@@ -414,7 +414,7 @@ async def test_a_connection_lost_before_the_commit_is_replaced_and_the_function_
     await check_sound(database, beside)
 
 
-async def test_a_commit_whose_answer_is_lost_is_repeated_to_the_same_effect(
+async def test_F12_a_commit_whose_answer_is_lost_is_repeated_to_the_same_effect(
     settings: DatabaseSettings, beside: psycopg.Connection, postgres: EmbeddedPostgres, postgres_home: Path
 ) -> None:
     calls = []
@@ -464,7 +464,7 @@ async def test_a_function_that_loses_every_connection_is_given_up(
     await check_sound(database, beside)
 
 
-async def test_a_demoted_server_is_left_for_the_new_primary(database: Database, beside: psycopg.Connection) -> None:
+async def test_F14_a_demoted_server_is_left_for_the_new_primary(database: Database, beside: psycopg.Connection) -> None:
     pids = []
 
     def write(connection: Connection) -> None:
@@ -591,7 +591,7 @@ async def test_a_killed_server_is_unavailable_until_it_is_back_and_has_what_was_
 # ---- contention
 
 
-async def test_a_serialization_failure_is_run_again(database: Database, beside: psycopg.Connection) -> None:
+async def test_F13_a_serialization_failure_is_run_again(database: Database, beside: psycopg.Connection) -> None:
     barrier = threading.Barrier(2)
     calls = []
 
@@ -618,7 +618,7 @@ async def test_a_serialization_failure_is_run_again(database: Database, beside: 
     await check_sound(database, beside)
 
 
-async def test_a_deadlock_is_run_again(database: Database, beside: psycopg.Connection) -> None:
+async def test_F13_a_deadlock_is_run_again(database: Database, beside: psycopg.Connection) -> None:
     for task in (1, 2):
         insert(beside, task)
     barrier = threading.Barrier(2)
@@ -652,7 +652,7 @@ async def test_conflicts_without_end_are_given_up(database: Database) -> None:
     assert len(calls) == ATTEMPTS
 
 
-async def test_a_statement_over_its_time_is_unavailable_and_not_tried_again(
+async def test_F17_a_statement_over_its_time_is_unavailable_and_not_tried_again(
     settings: DatabaseSettings, beside: psycopg.Connection
 ) -> None:
     calls = []
@@ -688,7 +688,7 @@ async def test_a_lock_not_had_in_time_is_unavailable_and_not_tried_again(
         await check_sound(database, beside)
 
 
-async def test_a_full_disk_is_unavailable_and_not_tried_again(database: Database) -> None:
+async def test_F18_a_full_disk_is_unavailable_and_not_tried_again(database: Database) -> None:
     calls = []
 
     def fill(connection: Connection) -> None:
@@ -701,10 +701,11 @@ async def test_a_full_disk_is_unavailable_and_not_tried_again(database: Database
 
 
 async def test_a_pause_between_attempts_can_be_cancelled(database: Database) -> None:
+    token = trio.lowlevel.current_trio_token()
     async with trio.open_nursery() as nursery:
 
         def conflict(connection: Connection) -> None:
-            trio.from_thread.run_sync(nursery.cancel_scope.cancel)
+            trio.from_thread.run_sync(nursery.cancel_scope.cancel, trio_token=token)
             raise pg_errors.SerializationFailure
 
         nursery.start_soon(database.run, conflict)
@@ -728,7 +729,7 @@ def end_listeners(beside: psycopg.Connection) -> int:
     return len(found.fetchall())
 
 
-async def test_a_lost_listening_connection_is_told_after_what_it_had_brought(
+async def test_F16_a_lost_listening_connection_is_told_after_what_it_had_brought(
     index: PostgresIndex, beside: psycopg.Connection
 ) -> None:
     with trio.fail_after(10):

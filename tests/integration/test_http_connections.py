@@ -208,7 +208,7 @@ async def test_T15_a_reader_that_does_not_take_a_large_answer_is_dropped(tmp_pat
             assert (answer.status, answer.complete) == (200, False)
 
 
-async def test_a_slow_reader_that_takes_pieces_in_time_gets_everything(tmp_path):
+async def test_F35_a_slow_reader_that_takes_pieces_in_time_gets_everything(tmp_path):
     content = bytes(range(256)) * (32 * 1024)
     async with surviving(tmp_path, server__send_s=1.0) as server:
         target = await push_blob(server, content)

@@ -124,7 +124,7 @@ async def test_the_state_of_a_push_is_its_pushers_business(server):
         assert (await ask(server, "GET", f"/alice/x/push/{target}", token=token)).error == error
 
 
-async def test_an_upload_goes_on_where_it_broke_off(server):
+async def test_F30_an_upload_goes_on_where_it_broke_off(server):
     await server.make_repository()
     history = random_history(7)
     data = mpack_of(history)

@@ -168,7 +168,7 @@ async def test_the_same_push_again_finds_everything_there(server):
 
 
 @pytest.mark.parametrize("spelled", [str, lambda i: i.hex, lambda i: str(i).upper(), lambda i: i.bytes])
-async def test_a_push_id_that_finished_gets_its_first_verdict_again(server, spelled):
+async def test_F32_a_push_id_that_finished_gets_its_first_verdict_again(server, spelled):
     await server.make_repository()
     push_id = uuid.UUID(int=0xABCDEF0123456789)
     history = two_commits()

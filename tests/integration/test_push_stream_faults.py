@@ -13,7 +13,6 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from storage.environment import SystemEnvironment
-from storage.errors import IndexUnavailable
 from storage.memory.index import MemoryIndex
 from storage.objects.faulty import Call, Fault, FaultyStore
 from storage.objects.memory import MemoryStore
@@ -169,7 +168,7 @@ async def test_a_push_to_a_server_that_drains_is_503_before_its_body_is_read(ser
         assert int(answer.headers["retry-after"]) > 0
 
 
-async def test_a_push_that_runs_when_the_server_drains_finishes(tmp_path):
+async def test_F21_a_push_that_runs_when_the_server_drains_finishes(tmp_path):
     store = GatedStore()
     async with serving(MemoryIndex(), store, tmp_path) as server:
         await server.make_repository()
@@ -190,7 +189,7 @@ async def test_a_push_that_runs_when_the_server_drains_finishes(tmp_path):
         assert drained == [True]
 
 
-async def test_a_store_that_is_down_ends_the_push_with_a_retryable_frame(tmp_path):
+async def test_F1_a_store_that_is_down_ends_the_push_with_a_retryable_frame(tmp_path):
     faults = [Fault(fail_before=True, temporary=False)]
     store = FaultyStore(MemoryStore(), lambda call: faults[0] if faults and call.operation.startswith("put") else None)
     async with serving(MemoryIndex(), store, tmp_path) as server:
@@ -203,7 +202,7 @@ async def test_a_store_that_is_down_ends_the_push_with_a_retryable_frame(tmp_pat
         assert (await clone(server, history.head)).blobs == history.blobs
 
 
-async def test_a_store_that_is_flaky_is_asked_again(tmp_path):
+async def test_F1_a_store_that_is_flaky_is_asked_again(tmp_path):
     calls: dict[str, int] = {}
 
     def decide(call: Call) -> Fault | None:
@@ -220,72 +219,11 @@ async def test_a_store_that_is_flaky_is_asked_again(tmp_path):
         assert (await clone(server, history.head)).blobs == history.blobs
 
 
-class FailingIndex:
-    """An index whose n-th call from now on fails, before or after it has happened."""
-
-    def __init__(self) -> None:
-        self._inner = MemoryIndex()
-        self._after = False
-        self._left = -1
-        self.failed: str | None = None
-
-    def fail(self, number: int, after: bool) -> None:
-        self._left, self._after, self.failed = number, after, None
-
-    def __getattr__(self, name: str) -> object:
-        operation = getattr(self._inner, name)
-
-        async def call(*arguments: object) -> object:
-            self._left -= 1
-            fails = self._left == 0
-            if fails:
-                self.failed = name
-            if fails and not self._after:
-                raise IndexUnavailable("injected: refused")
-            result = await operation(*arguments)
-            if fails:
-                raise IndexUnavailable("injected: answer lost")
-            return result
-
-        return call
-
-
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-async def test_F12_an_index_that_fails_at_any_call_ends_the_push_and_a_repetition_finishes_it(tmp_path, after):
-    index = FailingIndex()
-    async with serving(index, MemoryStore(), tmp_path) as server:
-        failed: set[str] = set()
-        for number in itertools.count(1):
-            slug = f"repository-{number}"
-            await server.make_repository(slug=slug)
-            history, push_id = random_history(3, commits=4), str(uuid.uuid4())
-            index.fail(number, after)
-            said = await push(server, history.frames(push_id=push_id), repository=f"alice/{slug}")
-            if index.failed is None:
-                assert said["type"] == "R"
-                break
-            failed.add(index.failed)
-            assert (said["error"], said["retryable"]) == ("index_unavailable", True), index.failed
-            heads = (await ask(server, "GET", f"/alice/{slug}/refs", token="alice")).value["branch_heads"]
-            moved = after and index.failed == "accept_push"
-            assert heads == ({"main": history.head} if moved else {})
-            assert (await push(server, history.frames(push_id=push_id), repository=f"alice/{slug}"))["type"] == "R"
-            assert (await clone(server, history.head, repository=f"alice/{slug}")).blobs == history.blobs
-        assert failed >= {
-            "find_token",
-            "find_repository",
-            "begin_push",
-            "record_blobs",
-            "record_commits",
-            "accept_push",
-        }
-
-
 FAULTS = {"F1": Fault(fail_before=True), "F2": Fault(fail_after=True), "F10": Fault(full=True)}
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
-async def test_a_store_that_fails_at_any_call_ends_the_push_and_a_repetition_finishes_it(tmp_path, fault):
+async def test_F1_F2_F10_a_store_that_fails_at_any_call_ends_the_push_and_a_repetition_finishes_it(tmp_path, fault):
     left = [-1]
     failed: list[str] = []
 
@@ -320,7 +258,7 @@ async def test_a_store_that_fails_at_any_call_ends_the_push_and_a_repetition_fin
 
 async def test_a_bug_in_a_push_is_told_as_one_and_stays_in_the_log(tmp_path, logs, expected_errors):
     class Buggy(MemoryIndex):
-        async def record_blobs(self, *arguments: object) -> int:
+        async def finish_push(self, *arguments: object) -> None:
             raise RuntimeError("a secret of the server")
 
     async with serving(Buggy(), MemoryStore(), tmp_path) as server:

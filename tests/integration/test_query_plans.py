@@ -17,14 +17,28 @@ from types import ModuleType
 import psycopg
 import pytest
 
-from storage.postgres import blobs, branches, history, identities, pushes, repositories
+from storage.postgres import (
+    access,
+    blobs,
+    branches,
+    finish,
+    held,
+    history,
+    identities,
+    jobs,
+    pushes,
+    repositories,
+    usage,
+)
 from storage.postgres.database import DatabaseSettings, connection_arguments
 from storage.postgres.index import PostgresIndex
 from storage.rows import (
     BranchMove,
     CommitRow,
+    NewJob,
     NewRepository,
     Outcome,
+    PushRows,
     PushTicket,
     SnapshotRef,
     SnapshotRow,
@@ -41,13 +55,16 @@ REPO, PUSH = 10, 100
 """A tenth of everything is in this repository; this push of it is open."""
 
 KEYS = {
-    "blobs": {"blob_id"}, "blob_refs": {"blob_id"}, "packs": {"pack", "pack_id"},
+    "blobs": {"blob_id"}, "blob_refs": {"blob_id"}, "held_blobs": {"blob_id"}, "packs": {"pack", "pack_id"},
     "commits": {"commit_id"}, "commit_refs": {"commit_id"}, "commit_records": {"record_id"},
     "snapshots": {"snapshot_id"}, "snapshot_refs": {"snapshot_id"},
     "pushes": {"push", "push_id"}, "branches": {"repo"}, "branch_log": {"repo"},
     "repositories": {"repo", "owner"}, "collaborators": {"repo"}, "tokens": {"token_hash"},
+    "owner_quotas": {"owner"}, "repository_usage": {"repo"}, "upload_reservations": {"repo"}, "jobs": {"repo"},
 }  # fmt: skip
 """Columns of which a look-up has to name one: a repository's number alone would read all that it holds."""
+OF_FEW = {"pushes_in_flight"}
+"""Indexes with few rows of each repository."""
 
 FILL = [
     f"INSERT INTO identities SELECT 'h' || n, now() FROM generate_series(1, {SOME}) n",
@@ -71,6 +88,8 @@ FILL = [
         FROM generate_series(0, {MANY - 1}) n ORDER BY 1, 2""",
     f"""INSERT INTO blob_refs SELECT 1 + n % 10, sha256(('b' || n)::bytea), 1 + n % {SOME}
         FROM generate_series(0, {MANY - 1}) n ORDER BY 1, 2""",
+    f"""INSERT INTO held_blobs SELECT 1 + n % 10, 'typed', sha256(('b' || n + 1)::bytea), now()
+        FROM generate_series(0, {MANY // 2 - 1}) n ORDER BY 1, 3""",
     f"""INSERT INTO commits SELECT sha256(('c' || n)::bytea), 'typed',
             CASE WHEN n > 0 THEN ARRAY[sha256(('c' || n - 1)::bytea)] ELSE '{{}}' END,
             sha256(('s' || n)::bytea), n + 1
@@ -86,6 +105,15 @@ FILL = [
         FROM generate_series(0, {MANY // 2 - 1}) n ORDER BY 1, 2""",
     f"""INSERT INTO snapshot_refs SELECT 1 + n % 10, sha256(('s' || n)::bytea), 1 + n % {SOME}, '{{}}'::bytea
         FROM generate_series(0, {MANY // 2 - 1}) n ORDER BY 1, 2""",
+    f"""INSERT INTO pushes (repo, push_id, handle, branch, attempt, state, lease_expires, created_at)
+        SELECT 11 + n, md5('o' || n)::uuid, 'h1', 'main', 1, 0, now(), now() FROM generate_series(1, {SOME}) n""",
+    f"INSERT INTO owner_quotas SELECT 'h' || n, 1::bigint << 60 FROM generate_series(1, {SOME}) n",
+    f"INSERT INTO repository_usage SELECT n, n FROM generate_series(1, {SOME}) n",
+    f"""INSERT INTO upload_reservations SELECT n % 2000, sha256(('v' || n)::bytea), 1, md5('u' || n)::uuid, now()
+        FROM generate_series(1, {SOME}) n""",
+    f"""INSERT INTO jobs (repo, type, state, priority, payload, run_at, created_at)
+        SELECT n, 'mpack.gc', state, 0, '{{}}', now(), now()
+        FROM generate_series(1, {SOME}) n, generate_series(0, 3) state""",
     "ANALYZE",
 ]
 
@@ -101,6 +129,7 @@ def ids(kind: str, count: int = BATCH) -> list[bytes]:
 
 
 TICKET = PushTicket(PUSH, REPO, uuid.UUID(hashlib.md5(b"u%d" % (PUSH - 1)).hexdigest()), 1)
+LATER = PushTicket(PUSH, REPO, TICKET.push_id, 2)
 TYPED = Scheme.TYPED
 
 
@@ -153,7 +182,9 @@ def read_whole(plan: dict) -> list[str]:
             continue
         bitmaps = nodes(node) if kind == "Bitmap Heap Scan" else [node]
         conditions = " ".join(part.get("Index Cond", "") for part in bitmaps)
-        if not KEYS[table] & set(re.findall(r"(?:\(|\.)(\w+) = ", conditions)):
+        named = set(re.findall(r"(?:\(|\.)(\w+) = ", conditions))
+        named |= set(re.findall(r"\((\w+) >= ", conditions)) & set(re.findall(r"\((\w+) <= ", conditions))
+        if not KEYS[table] & named and not OF_FEW & {part.get("Index Name") for part in nodes(node)}:
             found.append(f"{kind} on {table}: {conditions or 'all of it'}")
     return found
 
@@ -168,7 +199,26 @@ def commit(number: int) -> CommitRow:
 
 def accept(connection: psycopg.Connection, branch: str, old: int | None, outcome: Outcome) -> None:
     move = BranchMove(branch, None if old is None else name("c", old), name("c", 19), False)
-    assert pushes.accept_push(connection, TICKET, TYPED, move, {"head": "x"}, NOW).outcome is outcome
+    todo = [NewJob("mpack.index", 0, {"a pack": True}), NewJob("mpack.gc")]
+    done = pushes.accept_push(connection, TICKET, TYPED, move, {"head": "x"}, NOW, 7, todo)
+    assert done.outcome is outcome
+
+
+def record_blobs(connection: psycopg.Connection) -> object:
+    new = [StoredBlob(blob_id, 1, name("p", at % 50), at) for at, blob_id in enumerate(ids("b"))]
+    return blobs.record_blobs(connection, TICKET, TYPED, new)
+
+
+def finish_push(connection: psycopg.Connection) -> None:
+    new = [StoredBlob(blob_id, 1, name("p", at % 50), at) for at, blob_id in enumerate(ids("b"))]
+    rows = PushRows(new, [snapshot(at) for at in range(100)], [commit(at) for at in range(100)])
+    move = BranchMove("b9", name("c", 9), name("c", 19), False)
+    done = finish.finish_push(connection, TICKET, TYPED, rows, move, lambda _: {"head": "x"}, NOW)
+    assert done.outcome is Outcome.MOVED
+
+
+def set_quota(connection: psycopg.Connection, quota: int) -> None:
+    usage.set_quota(connection, "h10", quota)
 
 
 def move_branches(connection: psycopg.Connection, outcome: Outcome, at: int) -> None:
@@ -204,17 +254,37 @@ OPERATIONS: dict[str, Callable[[psycopg.Connection], object]] = {
     "known_blobs": lambda c: blobs.known_blobs(c, REPO, TYPED, ids("b")),
     "lacking_blobs": lambda c: blobs.lacking_blobs(c, TICKET, ids("b")),
     "lacking_blobs of a large batch": lambda c: blobs.lacking_blobs(c, TICKET, ids("b", LARGE_BATCH)),
-    "record_blobs": lambda c: blobs.record_blobs(
-        c, TICKET, TYPED, [StoredBlob(i, 1, name("p", at % 50), at) for at, i in enumerate(ids("b"))]
+    "record_blobs": record_blobs,
+    "stored_blobs": lambda c: held.stored_blobs(c, REPO, TYPED, ids("b"), NOW, (TICKET.push_id, "h1")),
+    "stored_blobs that lie close together": lambda c: held.stored_blobs(c, REPO, TYPED, sorted(ids("b"))[:150], NOW),
+    "hold_blobs": lambda c: held.hold_blobs(
+        c, REPO, TYPED, [StoredBlob(i, 1, name("p", at % 50), at) for at, i in enumerate(ids("b"))], NOW
     ),
+    "claim_blobs": lambda c: held.claim_blobs(c, TICKET, TYPED, ids("b"), NOW),
     "lacking_snapshots": lambda c: history.lacking_snapshots(c, TICKET, ids("s")),
     "record_snapshots": lambda c: history.record_snapshots(c, TICKET, TYPED, [snapshot(at) for at in range(100)]),
+    "record_snapshots of a later attempt": lambda c: history.insert_snapshots(
+        c, LATER, TYPED, [snapshot(at) for at in range(100)]
+    ),
+    "record_commits of a later attempt": lambda c: history.insert_commits(
+        c, LATER, TYPED, [commit(at) for at in range(100)]
+    ),
     "lacking_commits": lambda c: history.lacking_commits(c, TICKET, ids("c")),
     "record_commits": lambda c: history.record_commits(c, TICKET, TYPED, [commit(at) for at in range(100)]),
+    "find_access": lambda c: access.find_access(c, name("t", 9), "h10", "x"),
+    "branch_tip": lambda c: repositories.branch_tip(c, REPO, "b9"),
+    "finish_push": finish_push,
     "accept_push": lambda c: accept(c, "b9", 9, Outcome.MOVED),
     "accept_push of a new branch": lambda c: accept(c, "new", None, Outcome.MOVED),
     "accept_push of a moved branch": lambda c: accept(c, "b9", 8, Outcome.HEAD_DIFFERS),
     "accept_push of a first push": accept_the_first,
+    "accept_push above the quota": lambda c: (set_quota(c, 1), accept(c, "b9", 9, Outcome.QUOTA_EXCEEDED)),
+    "record_blobs above the quota": lambda c: (set_quota(c, 1), record_blobs(c)),
+    "owner_usage": lambda c: usage.owner_usage(c, "h10", NOW),
+    "reserve_bytes": lambda c: usage.reserve_bytes(c, REPO, name("v", 1), 5, NOW, NOW + dt.timedelta(hours=1)),
+    "release_bytes": lambda c: usage.release_bytes(c, REPO, name("v", 10)),
+    "count_claimed": lambda c: usage.count_claimed(c, TICKET, TYPED, ids("b")),
+    "list_jobs": lambda c: jobs.list_jobs(c, REPO),
     "refuse_push": lambda c: pushes.refuse_push(c, TICKET, {"error": "x"}, NOW),
     "find_push": lambda c: pushes.find_push(c, REPO, TICKET.push_id),
     "held_commits": lambda c: history.held_commits(c, REPO, ids("c")),
@@ -231,10 +301,12 @@ OPERATIONS: dict[str, Callable[[psycopg.Connection], object]] = {
 }
 
 ELSEWHERE = {
+    "blobs": {"_q_strange"},
+    "held": {"_q_forget"},
     "identities": {"_q_insert_token", "_q_revoke_token", "_q_list_tokens", "_q_insert_secret", "_q_find_secret"},
     "repositories": {"_q_list", "_q_update", "_q_delete", "_q_set_collaborator", "_q_remove_collaborator"},
 }  # fmt: skip
-"""Statements of operators, and of pages that list."""
+"""Statements of operators, of pages that list, and of what is small whenever they are asked."""
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +363,9 @@ def test_every_statement_of_a_push_and_a_fetch_looks_rows_up_by_key(filled: str)
         if found := explaining.read_whole():
             read[operation] = found
     assert read == {}
-    for module in (blobs, branches, history, pushes, repositories, identities):
+    for module in (
+        access, blobs, branches, finish, held, history, pushes, repositories, identities, jobs, usage,
+    ):  # fmt: skip
         beside = ELSEWHERE.get(module.__name__.rpartition(".")[2], set())
         left = {key for key, query in statements_of(module).items() if query not in explained}
         assert left == beside, module.__name__
@@ -321,7 +395,7 @@ def test_the_loss_of_any_index_would_be_noticed(filled: str) -> None:
                     if not is_noticed(connection, explaining):
                         unnoticed.append((operation, index))
     assert unnoticed == []
-    assert tried >= {f"{table}_pkey" for table in KEYS.keys() - {"tokens", "branch_log"}}
+    assert tried >= {f"{table}_pkey" for table in KEYS.keys() - {"tokens", "branch_log", "jobs"}}
 
 
 def is_noticed(connection: psycopg.Connection, explaining: Explaining) -> bool:

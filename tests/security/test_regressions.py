@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 import zlib
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from storage.postgres.database import DatabaseSettings
 from storage.postgres.index import PostgresIndex
 from tests.clones import clone, fetch
 from tests.deployments import two_commits, with_history
+from tests.growing import WAYS, RefusedError
 from tests.http_client import ask, push
 from tests.muse import Push, blob_id, frame, make_commit, make_snapshot
 from tests.refused_pushes import X, around, refused
@@ -74,6 +76,32 @@ async def test_R2_an_object_of_another_repositorys_refused_push_is_in_this_repos
     assert said["type"] == "X"
     history = await with_history(server, two_commits())
     assert (await clone(server, history.head)).blobs == history.blobs
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_R2_R12_R13_R15_what_comes_by_any_way_is_there_at_once_and_comes_back_whole(server, way):
+    """Another repository has pushed all of it before, and is deleted; no worker has run; nothing is asked twice."""
+    oid = blob_id(b"")
+    first = make_snapshot({"empty": oid, "a": X}, ["only/a/directory"])
+    second = make_snapshot({"empty": oid, "a": X, "dir/empty": oid}, ["only/a/directory", "other"])
+    change = {
+        "snapshot_id": second["snapshot_id"], "parent_snapshot_id": first["snapshot_id"], "delta_remove": [],
+        "delta_upsert": {"dir/empty": oid}, "directories": second["directories"],
+    }  # fmt: skip
+    history = Push(blobs={oid: b"", X: b"x"}, snapshots=[first], deltas=[change])
+    history.commits.append(make_commit(first["snapshot_id"]))
+    history.commits.append(make_commit(second["snapshot_id"], [history.head]))
+    for slug in ("theirs", "x"):
+        await server.make_repository(slug=slug)
+        said = await WAYS[way](server, history, str(uuid.uuid4()), slug)
+        assert (said["type"], said["blobs_written"], said["commits_written"]) == ("R", 2, 2)
+        for blob, content in history.blobs.items():
+            assert (await ask(server, "GET", f"/alice/{slug}/o/{blob}", token="alice")).body == content
+    assert (await ask(server, "DELETE", "/api/repos/alice/theirs", token="alice")).status == 200
+    copy = await clone(server, history.head)
+    assert copy.files(history.head) == {"empty": b"", "a": b"x", "dir/empty": b""}
+    assert copy.snapshots[second["snapshot_id"]]["directories"] == second["directories"]
+    assert copy.snapshots[first["snapshot_id"]]["directories"] == first["directories"]
 
 
 async def test_R6_of_37_pushes_at_once_through_two_daemons_one_moves_the_branch(database, tmp_path):
@@ -132,7 +160,21 @@ async def test_R7_a_fast_forward_is_judged_by_the_servers_history_and_not_by_wha
     assert await heads(server) == {"main": forward.head}
 
 
-async def test_R8_an_object_the_store_has_lost_is_an_error_and_never_left_out(server, tmp_path):
+@pytest.mark.parametrize("way", ["mpack", "presigned"])
+async def test_R7_a_push_by_any_way_is_judged_by_the_servers_history(server, way):
+    """What is beside the branch is refused, although the branch's own head was sent along."""
+    history = await with_history(server)
+    aside = Push(commits=list(history.commits), snapshots=list(history.snapshots), blobs=dict(history.blobs))
+    aside.commit({"f": b"aside"}, [history.commits[0]["commit_id"]], message="aside")
+    try:
+        said = await WAYS[way](server, aside, str(uuid.uuid4()), "x")
+    except RefusedError as refused:
+        said = refused.said
+    assert (said["type"], said["error"]) == ("X", "non_fast_forward")
+    assert await heads(server) == {"main": history.head}
+
+
+async def test_R8_F4_an_object_the_store_has_lost_is_an_error_and_never_left_out(server, tmp_path):
     history = await with_history(server)
     lost = blob_id(b"hello again\n")
     await server.services.store.delete([key_of(lost)])
@@ -211,3 +253,14 @@ async def test_R16_a_push_of_a_second_branch_needs_nothing_and_writes_nothing(se
     assert await heads(server) == {"main": history.head, "second": more.head, "third": history.head}
     assert (await clone(server, more.head)).files(more.head) == {"f": b"x"}
     assert X in (await clone(server, more.head)).blobs
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_R16_a_second_branch_by_any_way_writes_no_row_and_no_blob_again(server, way):
+    """The same history under another name is taken as it is there."""
+    history = await with_history(server)
+    said = await WAYS[way](server, replace(history, branch="second"), str(uuid.uuid4()), "x")
+    assert said["type"] == "R"
+    assert (said["commits_written"], said["snapshots_written"], said["blobs_written"]) == (0, 0, 0)
+    assert await heads(server) == {"main": history.head, "second": history.head}
+    assert (await clone(server, history.head)).blobs == history.blobs

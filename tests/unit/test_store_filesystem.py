@@ -59,7 +59,7 @@ async def torn(file_store: FilesystemStore, root: Path) -> tuple[FilesystemStore
     return file_store, key_of(content), content
 
 
-async def test_a_torn_file_is_noticed_by_every_way_of_reading(torn: tuple[FilesystemStore, str, bytes]) -> None:
+async def test_R9_F3_a_torn_file_is_noticed_by_every_way_of_reading(torn: tuple[FilesystemStore, str, bytes]) -> None:
     store, key, content = torn
     verifying = VerifyingStore(store)
     with pytest.raises(ObjectDamaged):
@@ -134,7 +134,7 @@ async def check_after_death(root: Path, seed: int, acknowledged: int) -> None:
         ("rename", 2 * 64, "group"), ("acknowledged", 3, "group"),
     ],
 )  # fmt: skip
-async def test_a_process_killed_at_any_step_leaves_whole_objects(
+async def test_F20_a_process_killed_at_any_step_leaves_whole_objects(
     root: Path, step: str, number: int, durability: str
 ) -> None:
     writer = WriterProcess(root, number, 3, durability)
@@ -391,7 +391,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(mount)], check=True)
 
 
-async def test_a_full_disk_is_told_as_such_and_leaves_nothing_behind(small_disk: Path) -> None:
+async def test_F10_a_full_disk_is_told_as_such_and_leaves_nothing_behind(small_disk: Path) -> None:
     store = await FilesystemStore.open(small_disk / "store")
     await store.put_batch([("notes/one", bytes(1_000_000))])
     with pytest.raises(StoreFull):

@@ -127,7 +127,7 @@ def retrying(inner: ObjectStore, **policy: float) -> RetryingStore:
 
 
 @pytest.mark.parametrize("fault", [{"fail_before": True}, {"fail_after": True}], ids=["F1", "F2"])
-async def test_a_temporary_failure_is_tried_again(
+async def test_F1_a_temporary_failure_is_tried_again(
     kept: MemoryStore, autojump_clock: MockClock, tmp_path: Path, fault: dict[str, bool]
 ) -> None:
     (tmp_path / "file").write_bytes(CONTENT)
@@ -302,7 +302,7 @@ async def test_reads_are_bounded_and_not_held_up_by_writes(kept: MemoryStore, au
     assert watched.most_puts == 1
 
 
-async def test_a_call_that_hangs_is_given_up_and_its_slots_are_given_back(
+async def test_F11_a_call_that_hangs_is_given_up_and_its_slots_are_given_back(
     kept: MemoryStore, autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_bytes(b"x")
@@ -352,7 +352,7 @@ async def test_a_callers_own_deadline_stays_his_own(kept: MemoryStore, autojump_
     assert store.statistics().running == 0
 
 
-async def test_the_production_order_outlasts_a_burst_of_hanging_calls(
+async def test_F11_the_production_order_outlasts_a_burst_of_hanging_calls(
     kept: MemoryStore, autojump_clock: MockClock
 ) -> None:
     faulty = FaultyStore(kept, first(2, delay_s=1e6))

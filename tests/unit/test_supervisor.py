@@ -74,7 +74,7 @@ async def test_a_crash_of_one_child_does_not_touch_another(autojump_clock: trio.
     assert (calm.count, wild.count) == (1, 3)
 
 
-async def test_it_gives_up_when_a_child_crashes_too_often(autojump_clock: trio.testing.MockClock) -> None:
+async def test_F26_it_gives_up_when_a_child_crashes_too_often(autojump_clock: trio.testing.MockClock) -> None:
     child = Lives(*["crash"] * 100)
     with pytest.RaisesGroup(GaveUp, flatten_subgroups=True):
         await Supervisor(restarts_most=5, restart_period_s=10).run([Child("child", child.make)])

@@ -236,6 +236,12 @@ class MPackWriter:
         """Give the footer; raises ``ValueError`` when the sections do not have the stated lengths."""
         if self._written != self._expected:
             raise ValueError(f"{self._written} section bytes written, {self._expected} stated")
+        footer = self._covered.digest()
+        self._covered.update(footer)
+        return footer
+
+    def digest(self) -> bytes:
+        """Give the SHA-256 of the whole file, once it is finished: the mpack id."""
         return self._covered.digest()
 
 

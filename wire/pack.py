@@ -207,13 +207,16 @@ class PackWriter:
         """Give the pack header."""
         return self._emit(pack_header(self._count))
 
-    def head(self, object_id: bytes, size: int) -> bytes:
-        """Give one record header; the caller passes exactly ``size`` bytes to :meth:`content` after it."""
-        head = self._emit(record_header(object_id, size))
+    def head(self, object_id: bytes, size: int, *, counted: bool = True) -> bytes:
+        """Give one record header; the caller passes exactly ``size`` bytes to :meth:`content` after it.
+
+        One that is not ``counted`` is passed to :meth:`content` together with them.
+        """
+        head = record_header(object_id, size)
         self._written += 1
         if self._keep_entries:
-            self.entries.append(IndexEntry(object_id, self._offset, size))
-        return head
+            self.entries.append(IndexEntry(object_id, self._offset + len(head), size))
+        return self._emit(head) if counted else head
 
     def content(self, piece: bytes) -> bytes:
         """Count a piece of content and give it back."""

@@ -88,6 +88,8 @@ class RecordStage:
     timings: Timings
     commits: dict[bytes, PendingCommit] = field(default_factory=dict)
     snapshots: set[bytes] = field(default_factory=set)
+    blobs_recorded: trio.Event | None = None
+    """Set when all blobs of the push are recorded; ``None``: they are."""
     tip: BranchTip | None = None
     """Where the branch was when the push began."""
     _batch: list[Record] = field(default_factory=list)
@@ -252,6 +254,8 @@ class RecordStage:
         blobs = (blob for one in added for blob in one.values() if blob not in own)
         with self.timings.measure("connectivity"):
             while part := set(itertools.islice(blobs, _LOOKUP_BATCH)):
+                if self.blobs_recorded is not None:
+                    await self.blobs_recorded.wait()
                 lacking = await self.services.index.lacking_blobs(self.attempt.ticket, list(part))
                 missing.update(await claim_held(self.services, self.attempt, self.counts, lacking))
         if missing:

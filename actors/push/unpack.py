@@ -23,7 +23,7 @@ import structlog
 import trio
 
 from actors.actor import Actor
-from actors.push.context import Attempt, Counts, PushPlan, PushRequest, PushServices, Timings
+from actors.push.context import OWN_BLOBS, Attempt, Counts, PushPlan, PushRequest, PushServices, Timings
 from actors.push.finish import Finish
 from actors.push.proved_pack import PackProver
 from actors.push.record_pack import RecordPack
@@ -126,14 +126,16 @@ class UnpackActor(Actor[None]):
                     self._check_count(prover)
                     with timings.measure("put"):
                         own = await self._place(prover, incoming)
-                with timings.measure("record"):
-                    # from here what the push records counts, and no longer what was announced
-                    await services.index.release_bytes(begun.repo, self._upload.mpack_id)
-                    await self._record(prover, own, attempt, counts)
+                # from here what the push records counts, and no longer what was announced
+                await services.index.release_bytes(begun.repo, self._upload.mpack_id)
                 pack = RecordPack(spools)
                 records = RecordStage(services, request, attempt, pack, counts, timings)
-                await records.build_on_branch()
-                await self._take_records(prover, records)
+                await trio.to_thread.run_sync(_note_own, prover, own, attempt)
+                async with trio.open_nursery() as nursery:  # the index writes rows while snapshots are rebuilt
+                    records.blobs_recorded = trio.Event()
+                    nursery.start_soon(self._record, prover, own, attempt, counts, timings, records.blobs_recorded)
+                    await records.build_on_branch()
+                    await self._take_records(prover, records)
                 finish = Finish(
                     services, request, attempt, pack, records.commits, records.snapshots, counts, timings, _unseen,
                     records.tip, self._packs(prover, own),
@@ -190,7 +192,10 @@ class UnpackActor(Actor[None]):
         """Give the packs of blobs that were put in their places."""
         return [*([self._upload.mpack_id] if prover.objects_in_place else []), *([] if own is None else [own])]
 
-    async def _record(self, prover: PackProver, own: bytes | None, attempt: Attempt, counts: Counts) -> None:
+    async def _record(
+        self, prover: PackProver, own: bytes | None, attempt: Attempt, counts: Counts, timings: Timings,
+        recorded: trio.Event,
+    ) -> None:  # fmt: skip
         index, ticket, scheme = self._services.index, attempt.ticket, attempt.plan.scheme
         batches = prover.blobs(own, ROWS_AT_ONCE)
         while (batch := await trio.to_thread.run_sync(next, batches, None)) is not None:
@@ -199,11 +204,12 @@ class UnpackActor(Actor[None]):
             if not attempt.first:
                 known = await index.known_blobs(ticket.repo, scheme, list(unique))
             new = [blob for blob in unique.values() if blob.object_id not in known.held]
-            attempt.brought(unique)
             if new:
-                written = await index.record_blobs(ticket, scheme, new)
+                with timings.measure("record"):
+                    written = await index.record_blobs(ticket, scheme, new)
                 counts.blobs_written += written
             counts.blobs_received += len(batch)
+        recorded.set()
 
     async def _take_records(self, prover: PackProver, records: RecordStage) -> None:
         given = prover.records()
@@ -220,6 +226,14 @@ class UnpackActor(Actor[None]):
     async def _clean(self, keys: list[str]) -> None:
         with trio.CancelScope(shield=True), suppress(StorageError):  # what stays is collected
             await self._services.store.delete(keys)
+
+
+def _note_own(prover: PackProver, own: bytes | None, attempt: Attempt) -> None:
+    """Take note of what the push brings, before it is recorded; blocking."""
+    for batch in prover.blobs(own, ROWS_AT_ONCE):
+        attempt.brought(blob.object_id for blob in batch)
+        if len(attempt.own_blobs) >= OWN_BLOBS:
+            return
 
 
 def _some(given: Iterator[Record]) -> list[Record]:

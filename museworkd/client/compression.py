@@ -5,7 +5,7 @@ from __future__ import annotations
 import zstandard
 
 COMPRESS_FROM_BYTES = 256
-_SAMPLE_BYTES = 4096
+SAMPLE_BYTES = 4096
 _WORTH = 0.9
 
 
@@ -15,11 +15,16 @@ class Compressor:
     def __init__(self) -> None:
         self._compressor = zstandard.ZstdCompressor(level=1)
 
+    def pays(self, sample: bytes, size: int) -> bool:
+        """Judge a content of ``size`` bytes by its first :data:`SAMPLE_BYTES`."""
+        return size >= COMPRESS_FROM_BYTES and len(self._compressor.compress(sample)) <= len(sample) * _WORTH
+
+    def compress(self, content: bytes) -> bytes:
+        """Compress a whole content."""
+        return self._compressor.compress(content)
+
     def encode(self, content: bytes) -> tuple[str, bytes]:
         """Give the encoding's name and the encoded bytes."""
-        if len(content) < COMPRESS_FROM_BYTES:
+        if not self.pays(content[:SAMPLE_BYTES], len(content)):
             return "raw", content
-        sample = content[:_SAMPLE_BYTES]
-        if len(self._compressor.compress(sample)) > len(sample) * _WORTH:
-            return "raw", content
-        return "zstd", self._compressor.compress(content)
+        return "zstd", self.compress(content)

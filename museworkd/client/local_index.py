@@ -43,6 +43,7 @@ SMALLEST_BYTES = 512
 """A smaller file holds no table: SQLite takes it for a new one."""
 _VARIABLES = 500
 """Ids per query: below SQLite's oldest limit of 999 variables."""
+_PLACES = "SELECT b.id, b.size, p.name, b.at FROM blobs b JOIN packs p USING (pack) WHERE b.id"
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _PRIMARY = 0xFF
@@ -221,12 +222,11 @@ class LocalIndex:
 
     def place(self, blob_id: bytes) -> Place | None:
         """Say where a blob lies."""
-        row = self._db.row(
-            "SELECT b.size, p.name, b.at FROM blobs b JOIN packs p USING (pack) WHERE b.id = ?", (blob_id,)
-        )
-        if row is None:
-            return None
-        size, pack_id, offset = row
+        row = self._db.row(f"{_PLACES} = ?", (blob_id,))
+        return None if row is None else self._place(row)
+
+    def _place(self, row: tuple[Any, ...]) -> Place:
+        blob_id, size, pack_id, offset = row
         if type(size) is not int or type(offset) is not int or size < 0 or offset < 0:
             raise self._db.damaged(f"the place of blob {blob_id.hex()} is not one")
         return Place(blob_id, size, self._id(pack_id), offset)
@@ -308,8 +308,12 @@ class LocalIndex:
 
     async def places(self, scheme: Scheme, object_ids: Sequence[bytes]) -> dict[bytes, Place]:  # noqa: ARG002
         """See ``History``."""
-        found = {blob_id: self.place(blob_id) for blob_id in object_ids}
-        return {blob_id: place for blob_id, place in found.items() if place is not None}
+        found: dict[bytes, Place] = {}
+        for at in range(0, len(object_ids), _VARIABLES):
+            part = object_ids[at : at + _VARIABLES]
+            query = f"{_PLACES} IN ({', '.join('?' * len(part))})"
+            found.update((row[0], self._place(row)) for row in self._db.rows(query, part))
+        return found
 
     async def held_places(self, repo: int, scheme: Scheme, object_ids: Sequence[bytes]) -> dict[bytes, Place]:  # noqa: ARG002
         """See ``History``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ import trio
 
 from actors.push.pack_file import PackFile
 from actors.spool import Spool, SpoolDirectory
-from museworkd.client.compression import Compressor
+from museworkd.client.compression import SAMPLE_BYTES, Compressor
 from museworkd.client.delivery import Delivery
 from museworkd.client.outgoing import framed_records
 from museworkd.client.progress import Phase
@@ -102,25 +101,20 @@ def _build(
     counts = {section: _measure(spool) for section, spool in listed.items()}
     sections += [(section, size) for section, (_, size) in counts.items()]
     path = spools.new_path()
-    writer, whole = MPackWriter(sections), hashlib.sha256()
-    with path.open("wb", buffering=1024 * 1024) as file:
-
-        def put(data: bytes) -> None:
-            whole.update(data)
-            file.write(data)
-
-        put(writer.begin())
-        for piece in _raw_pack(repository, split.raw):
-            put(writer.content(piece))
+    writer = MPackWriter(sections)
+    with path.open("wb") as file:
+        file.write(writer.begin())
+        for piece in _joined(_raw_pack(repository, split.raw)):
+            file.write(writer.content(piece))
         if packed_path is not None:
             for piece in _file_pieces(packed_path):
-                put(writer.content(piece))
+                file.write(writer.content(piece))
         for section, spool in listed.items():
-            put(writer.content(record_section_head(counts[section][0])))
-            for packed in _records(spool):
-                put(writer.content(len(packed).to_bytes(8, "little") + packed))
-        put(writer.finish())
-    return MpackFile(path, path.stat().st_size, whole.digest(), len(blobs))
+            file.write(writer.content(record_section_head(counts[section][0])))
+            for piece in _joined(_records(spool)):
+                file.write(writer.content(piece))
+        file.write(writer.finish())
+    return MpackFile(path, path.stat().st_size, writer.digest(), len(blobs))
 
 
 def _split(repository: LocalRepository, blobs: Iterable[Place], spools: SpoolDirectory, phase: Phase) -> _Split:
@@ -128,14 +122,12 @@ def _split(repository: LocalRepository, blobs: Iterable[Place], spools: SpoolDir
     split, compressor = _Split(), Compressor()
     for place in blobs:
         phase.advance()
-        if place.size <= _WHOLE_BYTES:
-            encoding, content = compressor.encode(repository.files.read(place))
-            if encoding == "zstd":
-                if split.packed is None:
-                    split.packed = PackFile(spools)
-                split.packed.add(place.object_id, len(content), [content])
-                continue
-        split.raw.append(place)
+        if place.size <= _WHOLE_BYTES and compressor.pays(repository.files.sample(place, SAMPLE_BYTES), place.size):
+            content = compressor.compress(repository.files.read(place))
+            split.packed = split.packed or PackFile(spools)
+            split.packed.add(place.object_id, len(content), [content])
+        else:
+            split.raw.append(place)
     return split
 
 
@@ -143,22 +135,40 @@ def _raw_pack(repository: LocalRepository, places: list[Place]) -> Iterator[byte
     writer = PackWriter(len(places), keep_entries=False)
     yield writer.begin()
     for place in places:
+        if place.size <= _PIECE_BYTES:
+            yield writer.content(writer.head(place.object_id, place.size, counted=False) + repository.files.read(place))
+            continue
         yield writer.head(place.object_id, place.size)
         for piece in repository.files.pieces(place):
             yield writer.content(piece)
     yield writer.finish()
 
 
+def _joined(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Join small pieces, so that hashing and writing them costs little."""
+    parts: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        parts.append(piece)
+        size += len(piece)
+        if size >= _PIECE_BYTES:
+            yield b"".join(parts)
+            parts, size = [], 0
+    if parts:
+        yield b"".join(parts)
+
+
 def _measure(spool: Spool) -> tuple[int, int]:
     """Give the number of framed records and the size of their section."""
     count, size = 0, 8
     for packed in _records(spool):
-        count, size = count + 1, size + 8 + len(packed)
+        count, size = count + 1, size + len(packed)
     return count, size
 
 
 def _records(spool: Spool) -> Iterator[bytes]:
-    return (packed for _, packed in framed_records(spool))
+    """Give the records of a section, each after its length."""
+    return (len(packed).to_bytes(8, "little") + packed for _, packed in framed_records(spool))
 
 
 def _file_pieces(path: Path) -> Iterator[bytes]:

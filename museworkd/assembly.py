@@ -14,6 +14,7 @@ from actors.fetch.assemble import FETCHES_AT_ONCE, FetchServices
 from actors.heartbeat import HeartbeatClock, Heartbeats
 from actors.push.confirm import ConfirmSlots
 from actors.push.context import PushServices
+from actors.push.observed import Observer, unobserved
 from actors.supervisor import Child, Supervisor
 from museworkd.config import Config
 from museworkd.http.control import LARGE_BODIES_AT_ONCE
@@ -88,8 +89,9 @@ async def open_store(config: Config, environment: Environment) -> ObjectStore:
 
 
 async def make_services(
-    config: Config, index: Index, store: ObjectStore, environment: Environment | None = None
-) -> tuple[HttpServices, list[Child]]:
+    config: Config, index: Index, store: ObjectStore, environment: Environment | None = None,
+    observe: Observer = unobserved,
+) -> tuple[HttpServices, list[Child]]:  # fmt: skip
     """Make what the HTTP floor works with, and the children its supervisor has to run."""
     environment = environment or SystemEnvironment()
     heartbeats = Heartbeats()
@@ -98,7 +100,7 @@ async def make_services(
     uploads = Uploads(config.data_dir / "uploads")
     services = HttpServices(
         index, store, environment, Supervisor(),
-        PushServices(index, store, environment, heartbeats, spool_dir, config.limits),
+        PushServices(index, store, environment, heartbeats, spool_dir, config.limits, observe=observe),
         FetchServices(index, store, environment, spool_dir, config.limits, Slots(FETCHES_AT_ONCE)),
         Slots(LARGE_BODIES_AT_ONCE), Slots(ID_LISTS_MIB), ConfirmSlots(), signer, uploads, SmallUploads(store),
         RecentRepositories(index), config.limits, config.server,

@@ -96,6 +96,14 @@ class LogConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricsConfig:
+    """``[metrics]``."""
+
+    bind: str = ""
+    """Host and port where Prometheus finds ``/metrics``; empty: nowhere. Whoever reaches it may read it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Everything that can be set."""
 
@@ -106,17 +114,23 @@ class Config:
     store: StoreConfig = field(default_factory=StoreConfig)
     limits: Limits = field(default_factory=Limits)
     log: LogConfig = field(default_factory=LogConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
 
     @property
     def bind_address(self) -> tuple[str, int]:
         """Host and port to listen on."""
-        host, _, port = self.server.bind.rpartition(":")
-        return host.strip("[]"), int(port)
+        return address(self.server.bind)
 
     @property
     def store_path(self) -> Path:
         """The object store's directory."""
         return self.store.path if self.store.path != Path() else self.data_dir / "store"
+
+
+def address(bind: str) -> tuple[str, int]:
+    """Read host and port."""
+    host, _, port = bind.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,9 +277,10 @@ def _check(config: Config) -> None:
             raise ConfigError(f"{key} must be greater than 0, not {value}")
     if config.database.url and without_password(config.database.url) is None:
         raise ConfigError("database.url is neither a URL nor a connection string of PostgreSQL")
-    host, _, port = config.server.bind.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"server.bind is not host:port: {config.server.bind!r}")
+    for key, bind in (("server.bind", config.server.bind), ("metrics.bind", config.metrics.bind)):
+        host, _, port = bind.rpartition(":")
+        if (bind or key == "server.bind") and (not host or not port.isdigit() or int(port) > 65535):
+            raise ConfigError(f"{key} is not host:port: {bind!r}")
     if config.server.public_url:
         parts = urlsplit(config.server.public_url)
         if parts.scheme not in {"http", "https"} or not parts.netloc or config.server.public_url.endswith("/"):

@@ -19,9 +19,11 @@ import trio
 
 from actors.spool import sweep
 from museworkd.assembly import STALE_TEMPORARY_S, keeper_of, make_services, open_deployment, open_store
-from museworkd.config import Config
+from museworkd.config import Config, address
 from museworkd.http.app import HttpApp
 from museworkd.http.server import HttpServer, open_listeners
+from museworkd.telemetry.metrics import Metrics, MetricsApp
+from museworkd.telemetry.sources import add_sources
 from storage.environment import SystemEnvironment
 from storage.postgres.database import DatabaseStatistics
 
@@ -49,13 +51,17 @@ async def run_daemon(config: Config, announce: Callable[[str], None]) -> None:
             swept_before = environment.now().timestamp() - STALE_TEMPORARY_S
             await trio.to_thread.run_sync(sweep, config.data_dir / "spool", swept_before)
             store = await open_store(config, environment)
-            services, children = await make_services(config, deployment.index, store, environment)
+            metrics = Metrics()
+            services, children = await make_services(config, deployment.index, store, environment, metrics.observe_push)
             if deployment.embedded is not None:
                 children.append(keeper_of(deployment.embedded))
             server = HttpServer(HttpApp(services), config.server)
             listeners = await open_listeners(*config.bind_address)
             host, port = listeners[0].socket.getsockname()[:2]
+            add_sources(metrics, services, deployment.index, store, server)
             async with trio.open_nursery() as nursery:
+                if config.metrics.bind:
+                    await nursery.start(_serve_metrics, metrics, config)
                 await nursery.start(services.supervisor.run, children)
                 stop = trio.Event()
                 stopped = trio.Event()
@@ -114,6 +120,14 @@ def _end_within(seconds: float) -> None:
     timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
+
+
+async def _serve_metrics(metrics: Metrics, config: Config, task_status: trio.TaskStatus[None]) -> None:
+    """Serve them until the daemon ends, draining included."""
+    listeners = await open_listeners(*address(config.metrics.bind))
+    host, port = listeners[0].socket.getsockname()[:2]
+    log.info("metrics", url=f"http://{f'[{host}]' if ':' in host else host}:{port}/metrics")
+    await HttpServer(MetricsApp(metrics), config.server).run(listeners, trio.Event(), 0, task_status)
 
 
 async def _serve(

@@ -17,6 +17,7 @@ from actors.push.context import Attempt, ClientGone, Counts, PushRequest, PushSe
 from actors.push.finish import Finish
 from actors.push.header import parse_header
 from actors.push.objects import ObjectStages
+from actors.push.observed import PushObservation, observation
 from actors.push.record_pack import RecordPack
 from actors.push.records import RecordStage
 from actors.push.verdicts import first_verdict, keep_refusal
@@ -45,7 +46,7 @@ class PushActor(Actor[bytes | None]):
         self._reader = FrameReader(Grammar.PUSH, services.limits)
         self._writer = FrameWriter(Grammar.ANSWER)
         self._out, self.answers = trio.open_memory_channel[bytes](ANSWERS)
-        self._last_said_s = trio.current_time()
+        self._began = self._last_said_s = trio.current_time()
         self._done = False
         self._complete = False
         self._interruption: Refusal | ClientGone | None = None
@@ -79,6 +80,7 @@ class PushActor(Actor[bytes | None]):
             try:
                 await self._run(header)
             except ClientGone:
+                self._services.observe(PushObservation("stream", "cut", trio.current_time() - self._began))
                 log.info("push cut", request_id=self._request.request_id, received=self._reader.objects)
             finally:
                 self._services.heartbeats.remove(self)
@@ -88,9 +90,11 @@ class PushActor(Actor[bytes | None]):
         self._say("P", {"stage": "receiving", "done": 0, "total": None, "message": ""})
         kind, members = await self._to_verdict(header)
         await self._last_word(kind, members)
+        seconds = trio.current_time() - began
+        self._services.observe(observation("stream", members, seconds))
         log.info(
             "push", request_id=self._request.request_id, repository=str(self._request.repository.repo_id),
-            kind=kind, seconds=round(trio.current_time() - began, 3),
+            kind=kind, way="stream", seconds=round(seconds, 3),
             **{k: v for k, v in members.items() if k not in {"request_id", "missing"}},
         )  # fmt: skip
 

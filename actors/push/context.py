@@ -10,6 +10,7 @@ from pathlib import Path
 import trio
 
 from actors.heartbeat import LEASE_S, Heartbeats
+from actors.push.observed import Observer, unobserved
 from storage.environment import Environment
 from storage.index import Index
 from storage.object_store import ObjectStore
@@ -47,6 +48,7 @@ class PushServices:
     limits: Limits = field(default_factory=Limits)
     lease_s: float = LEASE_S
     batches: Slots = field(default_factory=lambda: Slots(BATCHES_IN_ALL))
+    observe: Observer = unobserved
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ import trio
 from actors.actor import Actor
 from actors.push.context import OWN_BLOBS, Attempt, Counts, PushPlan, PushRequest, PushServices, Timings
 from actors.push.finish import Finish
+from actors.push.observed import observation
 from actors.push.proved_pack import PackProver
 from actors.push.record_pack import RecordPack
 from actors.push.records import RecordStage
@@ -96,10 +97,11 @@ class UnpackActor(Actor[None]):
             await keep_refusal(self._services, self._request, self.ticket, refusal, polled=True)
             verdict = refusal
         shown = verdict.body("") if isinstance(verdict, Refusal) else verdict
+        seconds = trio.current_time() - began
+        self._services.observe(observation("mpack", shown, seconds))
         log.info(
             "push", request_id=self._request.request_id, repository=str(self._request.repository.repo_id),
-            kind="X" if isinstance(verdict, Refusal) else "R", way="mpack",
-            seconds=round(trio.current_time() - began, 3),
+            kind="X" if isinstance(verdict, Refusal) else "R", way="mpack", seconds=round(seconds, 3),
             **{k: v for k, v in shown.items() if k not in {"request_id", "missing"}},
         )  # fmt: skip
         return verdict

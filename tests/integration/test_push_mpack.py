@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import uuid
 
 import pytest
 
+from museworkd.http import guard
 from tests import containers
 from tests.clones import clone
 from tests.deployments import two_commits, with_history
@@ -274,3 +276,22 @@ async def polled(server, target: str) -> dict:
         if (state.get("status") != "pending" and "error" not in state) or state.get("status") in {"refused", "failed"}:
             return state
     raise AssertionError(state)
+
+
+async def test_a_large_upload_does_not_go_through_the_parser_piece_by_piece(server, monkeypatch):
+    """It would take four times as long. h11 names its parts otherwise when this fails."""
+    taken = []
+    take = guard._Http1Protocol.take_body
+
+    async def counted(protocol: guard._Http1Protocol, data: bytes) -> None:
+        taken.append(len(data))
+        await take(protocol, data)
+
+    monkeypatch.setattr(guard._Http1Protocol, "take_body", counted)
+    await server.make_repository()
+    history = Push()
+    history.commit({f"f{n}": random.Random(n).randbytes(500_000) for n in range(8)}, [])
+    data = mpack_of(history)
+    assert (await push_mpack(server, data, history)).status == 200
+    assert sum(taken) > len(data) // 2
+    assert (await clone(server, history.head)).blobs == history.blobs

@@ -4,10 +4,11 @@ Steps, and what is left if the process dies after each:
 
 1. everything the commits reference is in this push or in this repository, the graph has no cycle — nothing new;
 2. the record pack is durable in the object store — a pack no row names; collected, or written again by the retry;
-3. the commits are rows of the push, 100 per transaction — rows nobody else sees, found again by the retry;
-4. one transaction moves the branch by compare-and-swap, logs it, keeps the verdict, counts what the push brought
-   and enqueues the jobs that follow: from here the push is visible and complete, and a repetition gets the same
-   verdict.
+3. the commits are rows of the push, 100 per transaction, but for the last batch — rows nobody else sees, found again
+   by the retry;
+4. one transaction records what waits for it (of a small push, everything), moves the branch by compare-and-swap, logs
+   it, keeps the verdict, counts what the push brought and enqueues the jobs that follow: from here the push is visible
+   and complete, and a repetition gets the same verdict.
 """
 
 from __future__ import annotations

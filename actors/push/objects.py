@@ -4,7 +4,8 @@ Between the stages are short channels, so a slow store slows the client down ins
 is at most 64 objects or 2 MiB; a push has a few of them under way, all pushes together share a bound.
 
 What is left behind if the process dies: after a put, whole objects in the store that no row names; after a
-record, rows that belong to the push alone. Both are used when the push is sent again, or collected.
+record, rows that belong to the push alone. Both are used when the push is sent again, or collected. Of the last up to
+64 objects the rows wait for the push's last transaction (see ``actors.push.finish``).
 """
 
 from __future__ import annotations

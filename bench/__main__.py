@@ -16,26 +16,42 @@ from bench.figures import Summary
 from bench.git_peer import GitPeer, find_servers
 from bench.muse_peer import MusePeer, import_git
 from bench.peers import BenchError, Content, Peer
+from bench.probes import Probes
 from bench.report import ROOT, as_json, figures_of, machine_facts, show, write
 from bench.rounds import BESIDE_MOST, Plan, Results, Rounds, say
-from bench.targets import BESIDE, INCREMENT, OPERATIONS, REFS, START_UP, STREAM, TARGETS, judge
+from bench.targets import (
+    BESIDE,
+    FIRST_SERVED,
+    INCREMENT,
+    OPERATIONS,
+    PRESIGNED,
+    PROBES,
+    REFS,
+    START_UP,
+    TARGETS,
+    WAYS,
+    judge,
+)  # fmt: skip
 from bench.workloads import SHAPES, WARM_UP, Shape, take_bundle, write_git
 
 RESULTS = ROOT / "bench" / "results"
 RUNS = 5
 RUNS_LARGE = 3
+"""Also of what takes a server of its own each time."""
 INCREMENTS = 100
-STREAM_OPTIONS = ["--way", "stream"]
+PRESIGNED_SPARED = frozenset({"L-full", "XL-text", "XL-grow"})
+"""A push of these object by object takes long, and is measured only when it is asked for by name."""
 GIT_POST_BUFFER = "http.postBuffer=1g"
 """So that git sends a pack in one request, without asking first: faster on every workload."""
 BESIDE_PUSH = "XL-random"
 _REAL_BUNDLES = ("h11.bundle", "psycopg.bundle")
+_WORKLOADS = (*SHAPES, "REAL", *PROBES)
 _STOPS = (signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> int:
     """Run the bench; gives the exit code."""
-    options = _parse(sys.argv[1:])
+    options = parse(sys.argv[1:])
     for number in _STOPS:  # as with Ctrl-C, what was started is stopped
         signal.signal(number, lambda *_: sys.exit(1))
     directory = ROOT / "var" / f"bench-{os.getpid()}"
@@ -54,7 +70,8 @@ def _bench(options: argparse.Namespace, directory: Path) -> int:
     operations = frozenset(options.operations)
     servers = "asked not to" if options.no_git else find_servers()
     results = Results()
-    peers: list[Peer] = [MusePeer(directory / "museworkd", options.push_options.split(), STREAM_OPTIONS)]
+    muse = MusePeer(directory / "museworkd", options.push_options.split())
+    peers: list[Peer] = [muse]
     try:
         if isinstance(servers, str):
             say(f"without git as a peer: {servers}")
@@ -65,6 +82,9 @@ def _bench(options: argparse.Namespace, directory: Path) -> int:
         complete = False
         try:
             _run_all(options, operations, directory / "content", rounds)
+            probes = Probes(muse, warm_up, _generate_quickly, results)
+            for name in options.probes:
+                probes.run(name, operations, options.runs or RUNS_LARGE, directory / "content" / name)
             complete = True
         finally:
             figures = figures_of(results)
@@ -72,7 +92,7 @@ def _bench(options: argparse.Namespace, directory: Path) -> int:
                 facts |= {
                     "complete": complete, "load_after": list(os.getloadavg()), "runs": options.runs,
                     "git_source": options.git_source,
-                    "stream_option": STREAM_OPTIONS, "push_options": options.push_options,
+                    "push_options": options.push_options,
                     "git_left_out": servers if isinstance(servers, str) else None,
                 }  # fmt: skip
                 _conclude(results, figures, facts)
@@ -84,6 +104,8 @@ def _bench(options: argparse.Namespace, directory: Path) -> int:
 
 def _run_all(options: argparse.Namespace, operations: frozenset[str], where: Path, rounds: Rounds) -> None:
     """Prepare and run one workload after another, so that little lies on the disk at a time."""
+    if not operations & (FIRST_SERVED | set(WAYS)):
+        return
     packed = options.git_source == "packed"
     busy: Content | None = None
     if BESIDE in operations and {"L", BESIDE_PUSH} <= set(options.workloads):
@@ -94,7 +116,9 @@ def _run_all(options: argparse.Namespace, operations: frozenset[str], where: Pat
         more = options.increments + BESIDE_MOST + 1 if small else 0
         content = _generate(shape, where / name, more, packed=packed)
         runs = options.runs or (RUNS_LARGE if shape.large else RUNS)
-        plan = Plan(content, operations, runs, options.increments, busy if name == "L" else None)
+        way_runs = options.runs or RUNS_LARGE
+        left_out = {PRESIGNED} if name in PRESIGNED_SPARED and not options.named else set()
+        plan = Plan(content, operations - left_out, runs, way_runs, options.increments, busy if name == "L" else None)
         _run(rounds, plan, where / name)
     for bundle in options.real:
         name = f"REAL {bundle.name.removesuffix('.bundle')}"
@@ -102,14 +126,22 @@ def _run_all(options: argparse.Namespace, operations: frozenset[str], where: Pat
         say(f"preparing {name}")
         git = take_bundle(bundle, place / "git")
         content = Content(name, git, import_git(git, place / "muse"), None, None)
-        _run(rounds, Plan(content, operations, options.runs or RUNS, 0, None), place)
+        _run(rounds, Plan(content, operations, options.runs or RUNS, options.runs or RUNS_LARGE, 0, None), place)
 
 
 def _run(rounds: Rounds, plan: Plan, place: Path) -> None:
-    rounds.run(plan)
-    if STREAM in plan.operations:
-        rounds.streamed(plan)
+    if plan.operations & FIRST_SERVED:
+        rounds.run(plan)
+    if plan.operations & set(WAYS):
+        rounds.ways(plan)
     shutil.rmtree(place)
+
+
+def _generate_quickly(shape: Shape, place: Path) -> Content:
+    say(f"preparing a history of {shape.name}")
+    place.mkdir(parents=True)
+    git = write_git(shape, place / "git", quickly=True)
+    return Content(shape.name, git, import_git(git, place / "muse"), None, None)
 
 
 def _generate(shape: Shape, place: Path, more: int, *, packed: bool) -> Content:
@@ -149,9 +181,10 @@ def _bars(figures: dict[tuple[str, str, str, str], Summary]) -> list[Bar]:
     return bars
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line; ends the process when it cannot be understood."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--workloads", nargs="*", default=[], metavar="NAME", help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--workloads", nargs="*", default=[], metavar="NAME", help=f"of {', '.join(_WORKLOADS)}")
     parser.add_argument("--real", nargs="*", type=Path, metavar="BUNDLE", help="bundles or repositories")
     parser.add_argument(
         "--operations", nargs="*", default=[], metavar="NAME", help=f"of {', '.join(map(_on_command_line, OPERATIONS))}"
@@ -162,11 +195,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--git-source", choices=("loose", "packed"), default="loose")
     parser.add_argument("--no-git", action="store_true", help="without the peer")
     options = parser.parse_args(arguments)
-    named = list(options.workloads) or [*SHAPES, "REAL"]
+    named = list(options.workloads) or list(_WORKLOADS)
     if options.real is None:
         data = ROOT.parent / "shared" / "data"
         options.real = [data / name for name in _REAL_BUNDLES if (data / name).exists()] if "REAL" in named else []
-    options.workloads = [name for name in named if name != "REAL"]
+    options.probes = [name for name in named if name in PROBES]
+    options.workloads = [name for name in named if name not in PROBES and name != "REAL"]
+    options.named = bool(options.operations)
     spelled = {_on_command_line(name): name for name in OPERATIONS}
     options.operations = [spelled.get(name, name) for name in options.operations] or list(OPERATIONS)
     for name, known in ((options.workloads, SHAPES), (options.operations, OPERATIONS)):

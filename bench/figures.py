@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -50,6 +51,22 @@ def percentile(samples: Sequence[float], percent: float) -> float:
 def summarize(samples: Sequence[float]) -> Summary:
     """Summarize samples; there is at least one."""
     return Summary(len(samples), median(samples), percentile(samples, 99), min(samples), max(samples))
+
+
+def steepest(points: Sequence[tuple[float, float]]) -> float:
+    """Give how fast the second grows with the first where it grows fastest: 1 is in proportion, 2 by its square.
+
+    Between two neighbours each time, so that what every measurement has besides cannot hide a steep end.
+
+    Raises:
+        ValueError: there are less than two points, or one of them is not above 0.
+    """
+    if len(points) < 2 or min(min(point) for point in points) <= 0:
+        raise ValueError("a slope is between points above 0")
+    ordered = sorted(points)
+    return max(
+        math.log(after[1] / before[1]) / math.log(after[0] / before[0]) for before, after in itertools.pairwise(ordered)
+    )
 
 
 def ratio(ours: float | None, theirs: float | None) -> float | None:

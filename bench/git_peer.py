@@ -120,6 +120,7 @@ class GitPeer:
     """Git."""
 
     name = "git"
+    one_way = True
 
     def __init__(self, servers: tuple[str, str, str], directory: Path, options: Sequence[str]) -> None:
         self._nginx, self._fcgiwrap, self._backend = servers
@@ -175,7 +176,7 @@ class GitPeer:
         """Push the main branch."""
         return self._push(content.git, repository, BRANCH, git(content.git, "rev-parse", BRANCH))
 
-    def push_by_stream(self, content: Content, repository: str) -> Sample:
+    def push_by(self, content: Content, repository: str, way: str) -> Sample:  # noqa: ARG002 - the protocol's
         """Push the main branch: git has one way."""
         return self.push(content, repository)
 

@@ -58,7 +58,7 @@ class Request:
 class Sample:
     """One operation, once."""
 
-    wall_s: float
+    wall_s: float | None = None
     client_cpu_s: float | None = None
     client_peak_bytes: int | None = None
     server_cpu_s: float | None = None
@@ -70,6 +70,8 @@ class Sample:
     server_ms: float | None = None
     """What the server's access log says about all requests of the operation."""
     requests: list[str] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
+    """What only this operation has, by the name of the metric."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,21 +90,23 @@ class Peer(Protocol):
     """A server with its client."""
 
     name: str
+    one_way: bool
+    """Whether a first push can travel in one way only."""
 
     def start(self) -> None:
         """Start the server, empty."""
 
-    def stop(self) -> None:
-        """Stop it and remove what it kept; does nothing when it does not run."""
+    def stop(self) -> Sample | None:
+        """Stop it and remove what it kept; gives what it tells at its end. Does nothing when it does not run."""
 
     def create(self, repository: str) -> None:
-        """Make an empty repository."""
+        """Make an empty repository, ``OWNER/NAME`` or the usual owner's."""
 
     def push(self, content: Content, repository: str) -> Sample:
         """Push the main branch, all of it being new to the repository."""
 
-    def push_by_stream(self, content: Content, repository: str) -> Sample:
-        """Push the same by the one way that every version of the protocol knows."""
+    def push_by(self, content: Content, repository: str, way: str) -> Sample:
+        """Push the same by ``stream``, ``presigned`` or ``mpack``."""
 
     def push_beside(self, content: Content, repository: str) -> None:
         """Push without measuring; from another thread than everything else."""

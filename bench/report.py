@@ -17,7 +17,7 @@ from rich.table import Table
 from bench.figures import Summary, ratio, summarize
 from bench.peers import Sample
 from bench.rounds import Results
-from bench.targets import MIB, REFS, START_UP, Figures, Judgement
+from bench.targets import FIRST_SERVED, MIB, REFS, START_UP, WAYS, Figures, Judgement
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = (
@@ -39,6 +39,9 @@ def figures_of(results: Results) -> dict[tuple[str, str, str, str], Summary]:
             values = [value for sample in samples if (value := getattr(sample, metric)) is not None]
             if values:
                 found[workload, operation, peer, metric] = summarize(values)
+        for metric in dict.fromkeys(metric for sample in samples for metric in sample.figures):
+            values = [sample.figures[metric] for sample in samples if metric in sample.figures]
+            found[workload, operation, peer, metric] = summarize(values)
     return found
 
 
@@ -61,7 +64,7 @@ def show(figures: Figures, judgements: Sequence[Judgement], ours: str, git: str)
         if wall is None:
             continue
         net = None  # what is no process of its own has no start, and a start has nothing besides
-        if start is not None and operation not in {START_UP, REFS}:
+        if start is not None and operation in FIRST_SERVED | set(WAYS) and operation != REFS:
             net = max(0.0, wall.median - start.median)
         peak = of(ours, "server_peak_bytes")
         table.add_row(
@@ -81,6 +84,15 @@ def show(figures: Figures, judgements: Sequence[Judgement], ours: str, git: str)
         "net s: without our client's start; srv ms: by the access log, all requests of an operation; CPU: seconds; "
         "RSS: of the daemon, the most above idle in any run; wire: both ways"
     )
+    further = Table(title="Further figures", title_justify="left", box=SIMPLE_HEAD)
+    for name in ("workload", "operation", "figure", "n", "median", "least", "most"):
+        further.add_column(name, justify="left" if name in {*_NAMES, "figure"} else "right", no_wrap=True)
+    for (workload, operation, _, metric), summary in figures.items():
+        if metric not in METRICS:
+            numbers = map(_number, (summary.median, summary.least, summary.most))
+            further.add_row(workload, operation, metric, str(summary.count), *numbers)
+    if further.row_count:
+        console.print(further)
     targets = Table(title="Targets", title_justify="left", box=SIMPLE_HEAD)
     for name in ("workload", "operation", "figure", "wanted", "measured", ""):
         targets.add_column(name)
@@ -101,9 +113,7 @@ def as_json(
     measured: list[dict[str, object]] = []
     for (workload, operation, peer), samples in results.samples.items():
         summaries = {
-            metric: figures[workload, operation, peer, metric].as_dict()
-            for metric in METRICS
-            if (workload, operation, peer, metric) in figures
+            key[3]: found.as_dict() for key, found in figures.items() if key[:3] == (workload, operation, peer)
         }
         measured.append(
             {
@@ -114,7 +124,8 @@ def as_json(
     targets = [
         {
             "workload": j.workload, "operation": j.target.operation, "metric": j.target.metric, "p99": j.target.p99,
-            "ratio_to_git": j.target.of_git, "bound": j.target.bound, "measured": j.value, "reached": j.reached,
+            "at_least": j.target.at_least, "ratio_to_git": j.target.of_git,
+            "bound": j.target.bound, "measured": j.value, "reached": j.reached,
         }
         for j in judgements
     ]  # fmt: skip
@@ -142,7 +153,7 @@ def write(directory: Path, name: str, document: Mapping[str, object]) -> Path:
 
 
 def _sample(sample: Sample) -> dict[str, object]:
-    return {name: value for name, value in asdict(sample).items() if value not in (None, [])}
+    return {name: value for name, value in asdict(sample).items() if value not in (None, [], {})}
 
 
 def _pairs(figures: Figures) -> list[tuple[str, str]]:

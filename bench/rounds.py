@@ -16,12 +16,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench.peers import CLIENT_TIMEOUT_S, BenchError, Content, Peer, Sample
-from bench.targets import BESIDE, CLONE, FIRST_PUSH, INCREMENT, NO_OP, REFS, REPUSH, START_UP, STREAM
+from bench.targets import (
+    BESIDE,
+    CLONE,
+    FIRST_PUSH,
+    HOLDS,
+    INCREMENT,
+    MPACK,
+    NO_OP,
+    REFS,
+    REPUSH,
+    REPUSH_ELSEWHERE,
+    START_UP,
+    WAYS,
+)  # fmt: skip
 
 REFS_A_RUN = 100
 STARTS_A_RUN = 3
 BESIDE_MOST = 60
-_FIRST, _SECOND, _STREAMED, _BUSY = "first", "second", "streamed", "busy"
+_FIRST, _SECOND, _ELSEWHERE, _BUSY = "first", "second", "other/first", "busy"
 
 
 @dataclass(slots=True)
@@ -42,6 +55,8 @@ class Plan:
     content: Content
     operations: frozenset[str]
     runs: int
+    way_runs: int
+    """Of the ways a first push can travel: each takes a server of its own."""
     increments: int
     """In all runs together."""
     beside: Content | None
@@ -72,8 +87,13 @@ class Rounds:
                 self._one(plan, order, {name: iter(found) for name, found in commits.items()})
             finally:
                 for peer in order:
-                    peer.stop()
+                    self._stop(plan, peer)
             say(f"{plan.content.name}: run {number + 1} of {plan.runs} took {time.monotonic() - began:.1f} s")
+
+    def _stop(self, plan: Plan, peer: Peer) -> None:
+        held = peer.stop()
+        if held is not None:
+            self._results.add(plan.content.name, HOLDS, peer.name, [held])
 
     def _warm(self, peer: Peer) -> None:
         peer.create("warm")
@@ -97,6 +117,10 @@ class Rounds:
             for peer in order:
                 peer.create(_SECOND)
             self._each(plan, order, REPUSH, lambda peer: [peer.push(content, _SECOND)])
+        if REPUSH_ELSEWHERE in wanted:
+            for peer in order:
+                peer.create(_ELSEWHERE)
+            self._each(plan, order, REPUSH_ELSEWHERE, lambda peer: [peer.push(content, _ELSEWHERE)])
         if not commits:
             return
         if INCREMENT in wanted:
@@ -109,19 +133,41 @@ class Rounds:
             beside = plan.beside
             self._each(plan, order, BESIDE, lambda peer: self._beside(peer, content, beside, commits))
 
-    def streamed(self, plan: Plan) -> None:
-        """Push by stream to servers of their own: what the first push left in a store would shorten it."""
-        for number in range(plan.runs):
-            order = self._peers[:: -1 if number % 2 else 1]
-            try:
-                for peer in order:
+    def ways(self, plan: Plan) -> None:
+        """Push each way to servers of their own: what one push left in a store would shorten the next.
+
+        Who has one way pushes once, beside all of them.
+        """
+        wanted = [operation for operation in WAYS if operation in plan.operations]
+        if MPACK in wanted and self._went_by_mpack(plan.content.name):
+            wanted.remove(MPACK)
+            say(f"{plan.content.name}: {MPACK}: the first push was one")
+        if not wanted:
+            return
+        turns: list[tuple[Peer, list[str]]] = []
+        for peer in self._peers:
+            turns += [(peer, wanted)] if peer.one_way else [(peer, [operation]) for operation in wanted]
+        for number in range(plan.way_runs):
+            first = number % len(turns)
+            for peer, operations in turns[first:] + turns[:first]:
+                try:
                     peer.start()
-                    self._warm(peer)
-                    peer.create(_STREAMED)
-                self._each(plan, order, STREAM, lambda peer: [peer.push_by_stream(plan.content, _STREAMED)])
-            finally:
-                for peer in order:
-                    peer.stop()
+                    peer.create("warm")
+                    peer.push_by(self._warm_up, "warm", WAYS[operations[0]])
+                    peer.create(_FIRST)
+                    sample = peer.push_by(plan.content, _FIRST, WAYS[operations[0]])
+                finally:
+                    self._stop(plan, peer)
+                for operation in operations:
+                    self._results.add(plan.content.name, operation, peer.name, [sample])
+            for operation in wanted:
+                self._said(plan.content.name, operation, self._peers)
+
+    def _went_by_mpack(self, workload: str) -> bool:
+        """Whether the client's own choice was one file, so that it was measured already."""
+        first = [sample for (name, operation, _), samples in self._results.samples.items()
+                 if (name, operation) == (workload, FIRST_PUSH) for sample in samples]  # fmt: skip
+        return any("push/unpack-mpack" in request for sample in first for request in sample.requests)
 
     def _each(self, plan: Plan, order: Sequence[Peer], operation: str, measure: Callable[[Peer], list[Sample]]) -> None:
         for peer in order:
@@ -132,7 +178,7 @@ class Rounds:
         last = [(peer.name, self._results.samples.get((workload, operation, peer.name))) for peer in order]
         say(
             f"{workload}: {operation}: "
-            + ", ".join(f"{name} {found[-1].wall_s:.3f} s" for name, found in last if found)
+            + ", ".join(f"{name} {found[-1].wall_s or 0:.3f} s" for name, found in last if found)
         )
 
     def _clone(self, peer: Peer, content: Content, repository: str) -> Sample:

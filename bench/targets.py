@@ -14,10 +14,36 @@ from bench.figures import Summary, ratio
 MIB = 1024 * 1024
 FIRST_PUSH, CLONE, NO_OP, REPUSH = "first push", "clone", "no-op push", "re-push"
 INCREMENT, BESIDE, REFS = "increment", "increment beside a push", "refs"
-STREAM = "first push by stream"
+REPUSH_ELSEWHERE = "re-push to another owner"
+STREAM, PRESIGNED, MPACK = "first push by stream", "first push by presigned objects", "first push by mpack"
+WAYS = {STREAM: "stream", PRESIGNED: "presigned", MPACK: "mpack"}
+"""Each on a server of its own; what the client calls them."""
 START_UP = "start-up"
 """Of our client: no operation of its own, but part of every one."""
-OPERATIONS = (FIRST_PUSH, STREAM, CLONE, NO_OP, REPUSH, REFS, INCREMENT, BESIDE)
+HOLDS = "connections held"
+"""What a daemon tells when it stops: of everything it did."""
+FIRST_SERVED = frozenset({FIRST_PUSH, CLONE, NO_OP, REPUSH, REPUSH_ELSEWHERE, REFS, INCREMENT, BESIDE})
+"""Done one after another with one pair of servers."""
+AT_ONCE = 64
+CROWD_PUSH, CROWD_CLONE = f"{AT_ONCE} pushes at once", f"{AT_ONCE} clones at once"
+KNOWN_FEW, KNOWN_MANY, UNKNOWN = "presign 1000 known", "presign 50000 known", "presign 50000 unknown"
+NEGOTIATE = "negotiate 1000"
+GROWTH = "growth"
+UPLOAD = "upload"
+PROBES = {
+    "CROWD": frozenset({CROWD_PUSH, CROWD_CLONE}),
+    "MANY": frozenset({GROWTH, KNOWN_FEW, KNOWN_MANY, UNKNOWN, NEGOTIATE}),
+    "FILE": frozenset({UPLOAD}),
+}
+"""Workloads of which only our server is asked, and what is measured on each."""
+OPERATIONS = (
+    FIRST_PUSH, STREAM, PRESIGNED, MPACK, CLONE, NO_OP, REPUSH, REPUSH_ELSEWHERE, REFS, INCREMENT, BESIDE,
+    CROWD_PUSH, CROWD_CLONE, GROWTH, KNOWN_FEW, KNOWN_MANY, UNKNOWN, NEGOTIATE, UPLOAD,
+)  # fmt: skip
+HOLD_P50, HOLD_P99, HOLD_MAX = "hold_p50_ms", "hold_p99_ms", "hold_max_ms"
+TIMES_ALONE, ERRORS, PER_S = "times_alone", "errors", "per_s"
+MB_S, SHA256_MB_S, OF_SHA256 = "mb_s", "sha256_mb_s", "of_sha256"
+SLOPE, SERVER_SLOPE = "slope", "server_slope"
 
 Key = tuple[str, str, str, str]
 Figures = Mapping[Key, Summary]
@@ -35,6 +61,7 @@ class Target:
     bound: float
     of_git: bool = False
     p99: bool = False
+    at_least: bool = False
     unit: str = ""
     scale: float = 1.0
     """The metric is shown divided by this, in ``unit``."""
@@ -44,7 +71,7 @@ class Target:
         """Say what is wanted."""
         if self.of_git:
             return f"≤ {self.bound:g} × git"
-        return f"≤ {self.bound / self.scale:g} {self.unit}".rstrip()
+        return f"{'≥' if self.at_least else '≤'} {self.bound / self.scale:g} {self.unit}".rstrip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +85,9 @@ class Judgement:
     @property
     def reached(self) -> bool | None:
         """Tell whether it was reached; ``None``: it was not measured."""
-        return None if self.value is None else self.value <= self.target.bound
+        if self.value is None:
+            return None
+        return self.value >= self.target.bound if self.target.at_least else self.value <= self.target.bound
 
 
 _PUSHED = (("L-full", 0.5), ("XL-random", 0.5), ("XL-text", 1.0), ("XL-grow", 1.0), ("REAL", 1.0))
@@ -75,10 +104,24 @@ TARGETS = (
     Target("*", NO_OP, "server_ms", 3.0, unit="ms"),
     Target("*", REFS, "server_ms", 3.0, unit="ms"),
     *(
-        Target("*", operation, "server_peak_bytes", 64.0 * MIB, unit="MiB", scale=MIB)
-        for operation in (FIRST_PUSH, STREAM, REPUSH, CLONE)
+        Target("*", operation, "server_peak_bytes", bound * MIB, unit="MiB", scale=MIB)
+        for bound, operations in (
+            (64.0, (FIRST_PUSH, *WAYS, REPUSH, REPUSH_ELSEWHERE, CLONE)),
+            (256.0, (CROWD_PUSH, CROWD_CLONE)),
+        )
+        for operation in operations
     ),
+    Target("*", KNOWN_FEW, "server_ms", 5.0, unit="ms"),
+    Target("*", KNOWN_MANY, "server_ms", 100.0, unit="ms"),
+    Target("*", HOLDS, HOLD_P99, 50.0, unit="ms"),
+    Target("*", HOLDS, HOLD_MAX, 500.0, unit="ms"),
+    Target("*", CROWD_PUSH, TIMES_ALONE, 1.5, at_least=True, unit="× alone"),
+    *(Target("*", operation, ERRORS, 0.0) for operation in (CROWD_PUSH, CROWD_CLONE)),
+    Target("*", UPLOAD, OF_SHA256, 0.8, at_least=True, unit="× sha256"),
+    *(Target("*", GROWTH, metric, 1.1) for metric in (SLOPE, SERVER_SLOPE)),
 )
+_PROMISED_ALWAYS = {"server_peak_bytes", HOLD_P99, HOLD_MAX, ERRORS}
+"""Not only in the middle run."""
 
 
 def judge(figures: Figures, ours: str, git: str) -> list[Judgement]:
@@ -102,7 +145,6 @@ def _value(figures: Figures, workload: str, target: Target, ours: str, git: str)
     if mine is None:
         return None
     if not target.of_git:
-        # the peak of memory is a promise for any push, not for the middle one
-        return mine.p99 if target.p99 else mine.most if target.metric == "server_peak_bytes" else mine.median
+        return mine.p99 if target.p99 else mine.most if target.metric in _PROMISED_ALWAYS else mine.median
     theirs = figures.get((workload, target.operation, git, target.metric))
     return ratio(mine.median, None if theirs is None else theirs.median)

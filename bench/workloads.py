@@ -88,6 +88,11 @@ SHAPES = {
         Shape("XL-grow", 1000, 5, 10240, 5, text=False, grows=True),
     )
 }
+GROWING = {
+    shape.objects: shape
+    for shape in (Shape(f"{commits * 50} objects", commits, 50, 256, 50, text=False) for commits in (20, 200, 1000))
+}
+"""The same kind of history in three lengths, by its number of objects."""
 WARM_UP = Shape("warm-up", 3, 4, 1024, 1, text=True)
 """Pushed and cloned before anything is measured, by both peers: neither is measured loading its code."""
 
@@ -164,14 +169,17 @@ class History:
         return text[: LINE_BYTES - 1].ljust(LINE_BYTES - 1).encode() + b"\n"
 
 
-def write_git(shape: Shape, path: Path, more: int = 0, *, packed: bool = False) -> Path:
+def write_git(shape: Shape, path: Path, more: int = 0, *, packed: bool = False, quickly: bool = False) -> Path:
     """Write a shape as a bare git repository; ``more`` commits follow on :data:`MORE_BRANCH`.
 
-    Objects lie loose, as commits leave them, so that a push has to pack them; ``packed``: as ``git gc`` leaves them.
+    Objects lie loose, as commits leave them, so that a push has to pack them; ``packed``: as ``git gc`` leaves them;
+    ``quickly``: as they are written fastest, for what git never pushes.
     """
     git(None, "init", "--quiet", "--bare", f"--initial-branch={BRANCH}", str(path))
+    how = ["core.compression=0", "fastimport.unpackLimit=1"] if quickly else [f"fastimport.unpackLimit={_NEVER_PACK}"]
+    settings = [argument for setting in how for argument in ("-c", setting)]
     process = subprocess.Popen(
-        ["git", "-C", str(path), "-c", f"fastimport.unpackLimit={_NEVER_PACK}", "fast-import", "--quiet"],
+        ["git", "-C", str(path), *settings, "fast-import", "--quiet"],
         stdin=subprocess.PIPE, env=GIT_ENVIRONMENT,
     )  # fmt: skip
     assert process.stdin is not None

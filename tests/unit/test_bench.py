@@ -12,12 +12,12 @@ import pytest
 
 from bench.accounting import TreeMeter
 from bench.chart import Bar, draw
-from bench.figures import median, percentile, ratio, summarize
+from bench.figures import median, percentile, ratio, steepest, summarize
 from bench.peers import Request, Sample, add_requests
 from bench.report import as_json, figures_of
 from bench.rounds import Results
-from bench.targets import CLONE, FIRST_PUSH, INCREMENT, MIB, judge
-from bench.workloads import EDITED_LINES, LINE_BYTES, SHAPES, History, git, take_bundle, write_git
+from bench.targets import CLONE, FIRST_PUSH, HOLD_MAX, HOLDS, INCREMENT, MIB, judge
+from bench.workloads import EDITED_LINES, GROWING, LINE_BYTES, SHAPES, History, git, take_bundle, write_git
 
 TABLE = {
     "S": (10, 28, 28_672),
@@ -45,6 +45,13 @@ def test_a_history_has_as_many_distinct_contents_of_the_size_as_its_shape_says(n
     assert len(contents) == shape.objects
     assert {len(content) for content in contents} == {shape.file_bytes}
     assert len({change.path for changes in commits for change in changes}) == shape.files
+
+
+def test_histories_of_many_objects_differ_in_their_length_only() -> None:
+    assert sorted(GROWING) == [1_000, 10_000, 50_000]
+    assert {(shape.files, shape.file_bytes, shape.changed, shape.text) for shape in GROWING.values()} == {
+        (50, 256, 50, False)
+    }
 
 
 def test_a_text_that_changes_keeps_all_but_a_few_lines() -> None:
@@ -150,6 +157,15 @@ def test_targets_are_held_against_what_was_measured_only() -> None:
     assert not [key for key in judged if key[0] == "L"]
 
 
+def test_a_slope_is_that_of_the_steepest_step() -> None:
+    assert steepest([(1.0, 5.0), (10.0, 50.0), (100.0, 500.0)]) == pytest.approx(1.0)
+    # a dear beginning hides nothing: the last step grows by the square
+    assert steepest([(100.0, 300.0), (1.0, 2.9), (10.0, 3.0)]) == pytest.approx(2.0)
+    for wrong in ([(1.0, 1.0)], [(1.0, 1.0), (2.0, 0.0)]):
+        with pytest.raises(ValueError):
+            steepest(wrong)
+
+
 def test_only_requests_for_the_repository_are_counted() -> None:
     sample = Sample(1.0)
     found = [Request("GET", "/a/x/refs", 200, 1.5, 10, 20), Request("POST", "/a/y/push/stream", 200, 9.0, 99, 99)]
@@ -164,6 +180,10 @@ def test_every_sample_is_in_the_json() -> None:
     [measured] = document["measured"]
     assert measured["samples"] == [{"wall_s": 1.0}, {"wall_s": 3.0, "sent_bytes": 0}]
     assert measured["summary"]["wall_s"]["median"] == 2.0
+    results.add("S", HOLDS, "ours", [Sample(figures={HOLD_MAX: 4.0})])
+    held = as_json(results, figures_of(results), [], {})["measured"][1]
+    assert held["samples"] == [{"figures": {HOLD_MAX: 4.0}}]
+    assert held["summary"][HOLD_MAX]["most"] == 4.0
     assert document["commit"] == "abc"
 
 

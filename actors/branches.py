@@ -6,12 +6,17 @@ import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import trio
+
 from actors.history import is_ancestor
 from storage.index import Index
 from storage.rows import BranchMove, Outcome, Repository, Right
 from wire.errors import LISTED_FACTS, Code, Refusal
 from wire.graph import CommitFacts
 from wire.ids import Scheme, format_id
+
+JUDGE_S = 20.0
+"""For the history of all updates of a request to be looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +42,18 @@ async def update_branches(
     await _require_held(index, repository, scheme, updates)
     heads = await index.branch_heads(repository.number)
     moves = []
-    for update in updates:
-        head = heads.get(update.branch)
-        if head not in {update.old, update.new}:  # where it is to go already: a repetition
-            raise _head_moved(update.branch, head, scheme)
-        forced = await judge_move(
-            index, repository, right, scheme, update.branch, update.old, update.new, force=update.force
-        )
-        moves.append(BranchMove(update.branch, update.old, update.new, forced))
+    with trio.move_on_after(JUDGE_S):
+        ancestors = Ancestors(index, repository, scheme)
+        for update in updates:
+            head = heads.get(update.branch)
+            if head not in {update.old, update.new}:  # where it is to go already: a repetition
+                raise _head_moved(update.branch, head, scheme)
+            forced = await judge_move(
+                ancestors, repository, right, scheme, update.branch, update.old, update.new, force=update.force
+            )
+            moves.append(BranchMove(update.branch, update.old, update.new, forced))
+    if len(moves) < len(updates):
+        raise Refusal(Code.TOO_LARGE, f"{len(updates)} updates over so long a history at once: send fewer")
     result = await index.move_branches(repository.number, moves, handle, now)
     if result.outcome is Outcome.GONE:
         raise Refusal(Code.NOT_FOUND, "the repository was deleted meanwhile")
@@ -52,11 +61,44 @@ async def update_branches(
         raise _head_moved(result.branch or "", result.head, scheme)
 
 
+class Ancestors:
+    """Which commit is an ancestor of which, asked once for each pair.
+
+    Args:
+        index: where history is.
+        repository: whose history.
+        scheme: of its ids.
+        own: commits that are not in the index yet.
+    """
+
+    def __init__(
+        self, index: Index, repository: Repository, scheme: Scheme, own: Mapping[bytes, CommitFacts] | None = None
+    ) -> None:
+        self._index = index
+        self._repository = repository
+        self._scheme = scheme
+        self._own = own
+        self._known: dict[tuple[bytes, bytes], bool] = {}
+
+    async def is_ancestor(self, old: bytes, new: bytes) -> bool:
+        """Tell whether ``new`` builds on ``old``, or is it."""
+        if (old, new) not in self._known:
+            self._known[old, new] = await self._judge(old, new)
+        return self._known[old, new]
+
+    async def _judge(self, old: bytes, new: bytes) -> bool:
+        if not self._own:  # both are there: an ancestor is of an earlier generation
+            generations = await self._index.held_commits(self._repository.number, [old, new])
+            if generations.get(new, 0) <= generations.get(old, 0):
+                return old == new
+        return await is_ancestor(self._index, self._scheme, old, new, self._own)
+
+
 async def judge_move(
-    index: Index, repository: Repository, right: Right, scheme: Scheme, branch: str, old: bytes | None,
-    new: bytes | None, *, force: bool, own: Mapping[bytes, CommitFacts] | None = None,
+    ancestors: Ancestors, repository: Repository, right: Right, scheme: Scheme, branch: str, old: bytes | None,
+    new: bytes | None, *, force: bool,
 ) -> bool:  # fmt: skip
-    """Say whether a branch may move; gives whether force was needed. ``own``: commits not in the index yet.
+    """Say whether a branch may move; gives whether force was needed.
 
     Raises:
         Refusal: ``non_fast_forward``, ``protected_branch``.
@@ -70,7 +112,7 @@ async def judge_move(
         if protected:
             raise Refusal(Code.PROTECTED_BRANCH, f"the branch {branch!r} is protected: only an admin may delete it")
         return False
-    if await is_ancestor(index, scheme, old, new, own):
+    if await ancestors.is_ancestor(old, new):
         return False
     if not force:
         raise Refusal(

@@ -55,7 +55,7 @@ async def is_ancestor(
     index: History, scheme: Scheme, old: bytes, new: bytes, own: Mapping[bytes, CommitFacts] | None = None
 ) -> bool:
     """Tell whether ``old`` is ``new`` or an ancestor of it: whether a branch may move without force."""
-    if own and _leads_to(own, new, old):  # most pushes build on where the branch is
+    if old == new or (own and _leads_to(own, new, old)):  # most pushes build on where the branch is
         return True
     walk = await range_of(index, scheme, [old], [new], own)
     return not walk.found

@@ -126,7 +126,7 @@ class Pushes(Protocol):
         """Start an attempt, making older ones stale; a finished push gives its record instead."""
 
     async def is_of_scheme(self, ticket: PushTicket, scheme: Scheme) -> bool:
-        """Tell whether all blobs an open push has brought so far are of a scheme."""
+        """Tell whether all that an open push has recorded so far is of a scheme."""
 
     async def find_push(self, repo: int, push_id: uuid.UUID) -> PushRecord | None:
         """Look a push up."""

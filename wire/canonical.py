@@ -96,8 +96,14 @@ def parse_canonical(stored: bytes) -> tuple[Kind, dict[str, object]]:
     return kind, record
 
 
-def parse_json(text: bytes, what: str) -> object:
-    """Read JSON from a peer: no duplicate keys, no NaN, bounded nesting; raises ``malformed``."""
+def parse_json(text: bytes, what: str, most_items: int | None = None) -> object:
+    """Read JSON from a peer: no duplicate keys, no NaN, bounded nesting; raises ``malformed``.
+
+    With ``most_items``, a text that could have more elements than that is refused before it is read:
+    two bytes of it can take a hundred of memory. Brackets and commas inside of texts count as well.
+    """
+    if most_items is not None and text.count(b",") + text.count(b"[") + text.count(b"{") > most_items:
+        raise malformed(f"{what} has more than {most_items} elements")
     try:
         # decoded here: json.loads would also take UTF-16 and halves of surrogate pairs
         value: object = json.loads(text.decode("utf-8"), object_pairs_hook=unique_map, parse_constant=_refuse_constant)

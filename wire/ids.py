@@ -35,6 +35,8 @@ class Kind(enum.Enum):
     BLOB = "blob"
     SNAPSHOT = "snapshot"
     COMMIT = "commit"
+    TAG = "tag"
+    """Only in the canonical form of a stored record: a tag's id is not a hash."""
 
 
 def parse_id(text: object, scheme: Scheme, what: str = "id") -> bytes:

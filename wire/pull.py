@@ -305,14 +305,24 @@ class _Containers:
         self._most = most
         self.count = 0
         self.weight = 0
+        self.items_left: int | None = None
+        """Elements of all lists and maps together that may still come, where that is bounded."""
 
     def list(self, items: list[object]) -> list[object]:
         self._add(_LIST_BYTES + len(items) * _TEXT_BYTES)
+        self._spend(len(items))
         return items
 
     def map(self, pairs: Sequence[tuple[object, object]]) -> dict[str, object]:
         self._add(_LIST_BYTES + len(pairs) * _MEMBER_BYTES)
+        self._spend(len(pairs))
         return unique_map(pairs)
+
+    def _spend(self, items: int) -> None:
+        if self.items_left is not None:
+            self.items_left -= items
+            if self.items_left < 0:
+                raise malformed("a value has too many elements")
 
     def _add(self, weight: int) -> None:
         self.count += 1
@@ -386,16 +396,24 @@ def _refuse_extension(_code: int, _data: bytes) -> object:
     raise malformed("msgpack extension types have no meaning here")
 
 
-def unpack_whole(data: bytes, what: str, limits: Limits = DEFAULT_LIMITS) -> object:
-    """Decode one small, complete msgpack value (a control body, a record of an mpack section)."""
+def unpack_whole(data: bytes, what: str, limits: Limits = DEFAULT_LIMITS, most_items: int | None = None) -> object:
+    """Decode one small, complete msgpack value (a control body, a member of one).
+
+    With ``most_items``, a value with more elements than that is refused: a byte of it can take a
+    hundred of memory.
+    """
     containers = _Containers(limits.value_containers)
+    most = len(data) if most_items is None else min(len(data), most_items)
+    containers.items_left = most
     try:
         value: object = msgpack.unpackb(
             data, raw=False, strict_map_key=True, list_hook=containers.list, object_pairs_hook=containers.map,
-            ext_hook=_refuse_extension, max_str_len=len(data), max_bin_len=len(data), max_array_len=len(data),
-            max_map_len=len(data), max_ext_len=0,
+            ext_hook=_refuse_extension, max_str_len=len(data), max_bin_len=len(data), max_array_len=most,
+            max_map_len=most, max_ext_len=0,
         )  # fmt: skip
-    except _DECODE_ERRORS:
+    except _DECODE_ERRORS as error:
+        if "exceeds max_array_len" in str(error) or "exceeds max_map_len" in str(error):
+            raise malformed(f"{what} has more than {most} elements") from None
         raise malformed(f"{what} is not valid msgpack") from None
     check_nesting(value)
     return value

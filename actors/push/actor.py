@@ -125,8 +125,7 @@ class PushActor(Actor[bytes | None]):
             if isinstance(error, Exception):
                 await self._last_word("X", _mistake().body(self._request.request_id))
             raise error
-        if self._complete:
-            await keep_refusal(self._services, self._request, self.ticket, refusal, polled=False)
+        await keep_refusal(self._services, self._request, self.ticket, refusal, received=self._complete, polled=False)
         return "X", refusal.body(self._request.request_id)
 
     async def _attempt(self, header: Header) -> tuple[str, Mapping[str, object]]:

@@ -23,4 +23,6 @@ async def claim_held(services: PushServices, attempt: Attempt, counts: Counts, l
         counts.blobs_received += len(claimed)
         counts.blobs_written += len(claimed)
         missing -= claimed
+    if missing:  # what was accepted meanwhile, or claimed by a call whose answer was lost, is not given again
+        missing = set(await services.index.lacking_blobs(attempt.ticket, sorted(missing)))
     return missing

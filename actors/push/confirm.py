@@ -34,6 +34,8 @@ GROUPS_IN_ALL = 16
 """Groups of small contents in memory, of all confirmations of a daemon together: 32 MiB."""
 LARGE_IN_ALL = 16
 """Large contents being read, of all confirmations together; each takes a piece of memory."""
+LONG_IN_ALL = 4
+"""Confirmations of long lists at once: up to 12 MiB each."""
 _GROUPS = [(BATCH_BYTES // BATCH_OBJECTS, BATCH_OBJECTS), (8 * BATCH_BYTES // BATCH_OBJECTS, BATCH_OBJECTS // 8)]
 """Contents up to so many bytes, so many at once: a group never has more than ``BATCH_BYTES``."""
 _CHECKS = 64
@@ -55,6 +57,7 @@ class ConfirmSlots:
 
     groups: Slots = field(default_factory=lambda: Slots(GROUPS_IN_ALL))
     large: Slots = field(default_factory=lambda: Slots(LARGE_IN_ALL))
+    long: Slots = field(default_factory=lambda: Slots(LONG_IN_ALL))
 
 
 class Confirmation:

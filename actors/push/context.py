@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -30,6 +31,11 @@ BATCHES_PER_PUSH = 3
 """Batches of one push on their way into the store: enough to keep decoding, storing and recording busy."""
 BATCHES_IN_ALL = 32
 """For all pushes of a daemon together: 64 MiB."""
+
+
+def mpack_reservation(mpack_id: bytes) -> bytes:
+    """Give the name under which room for an upload is reserved; objects have other ones."""
+    return hashlib.sha256(b"mpack " + mpack_id).digest()
 
 
 class ClientGone(Exception):

@@ -14,11 +14,13 @@ Steps, and what is left if the process dies after each:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from actors.branches import judge_move
+import trio
+
+from actors.branches import Ancestors, judge_move
 from actors.push.context import Attempt, Counts, PushRequest, PushServices, Timings
 from actors.push.followups import followups
 from actors.push.record_pack import RecordPack
@@ -30,6 +32,8 @@ from wire.graph import CommitFacts
 from wire.ids import Scheme, format_id
 
 _LOOKUP_BATCH = 2_000
+_ORDERED_IN_LOOP = 500
+"""Commits whose graph takes less time than a thread takes to begin."""
 _MOVE_ATTEMPTS = 16
 """Times a branch may be moved under a push before it gives up; each is a concurrent push that won."""
 
@@ -49,6 +53,8 @@ class Finish:
     progress: Callable[[str, int, int | None], None]
     tip: BranchTip | None
     """Where the branch was when the push began."""
+    tagged: Collection[bytes] = ()
+    """Commits that tags of the push name."""
     packs: Sequence[bytes] = ()
     """Ids of the packs of blobs it has left in place."""
 
@@ -61,7 +67,9 @@ class Finish:
         with self.timings.measure("connectivity"):
             outside = await self._outside_generations()
             await self._require_snapshots()
-        facts = _ordered(self.commits, outside, self.attempt.plan.scheme)
+        arguments = (self.commits, outside, self.attempt.plan.scheme)
+        many = len(self.commits) > _ORDERED_IN_LOOP
+        facts = await trio.to_thread.run_sync(_ordered, *arguments) if many else _ordered(*arguments)
         with self.timings.measure("put"):
             await self.pack.store(self.services.store)
         with self.timings.measure("record"):
@@ -73,6 +81,7 @@ class Finish:
         """Look up every commit this push builds on; the head must be one of its own or one of those."""
         plan = self.attempt.plan
         wanted = {p for c in self.commits.values() for p in c.parents if p not in self.commits}
+        wanted |= {commit_id for commit_id in self.tagged if commit_id not in self.commits}
         if plan.head not in self.commits:
             wanted.add(plan.head)
         held: dict[bytes, int] = {}
@@ -146,7 +155,12 @@ class Finish:
                 forced = await self._check_move(old, own)
             except Refusal:
                 await self._check_current()
-                raise
+                tip = await index.branch_tip(ticket.repo, plan.branch)
+                now_at = None if tip is None else tip.head
+                if now_at == old:
+                    raise
+                old = now_at  # it was moved since the push began: judged anew
+                continue
             verdict = partial(self._verdict, self.timings.in_ms())
             result = await index.finish_push(
                 ticket, plan.scheme, rows, BranchMove(plan.branch, old, plan.head, forced), verdict,
@@ -185,10 +199,10 @@ class Finish:
                 branch=plan.branch,
                 remote_head=_shown(old, plan.scheme),
             )
+        ancestors = Ancestors(self.services.index, request.repository, plan.scheme, own)
         return await judge_move(
-            self.services.index, request.repository, request.right, plan.scheme, plan.branch, old, plan.head,
-            force=plan.force, own=own,
-        )  # fmt: skip
+            ancestors, request.repository, request.right, plan.scheme, plan.branch, old, plan.head, force=plan.force
+        )
 
     def _verdict(self, timings_ms: dict[str, float], last: Written) -> dict[str, object]:
         """Make the verdict, in the last transaction and its thread."""

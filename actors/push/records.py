@@ -7,6 +7,7 @@ record pack until the finish.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,16 +21,19 @@ from actors.push.context import Attempt, Counts, PushRequest, PushServices, Timi
 from actors.push.record_pack import Position, RecordPack
 from actors.snapshot_builder import AnchorWanted, BuiltSnapshot, SnapshotBuilder
 from storage.rows import BranchTip, SnapshotRef
+from wire.canonical import canonical_bytes
 from wire.errors import LISTED_FACTS, Code, Refusal
 from wire.frames import Record
-from wire.ids import format_id
+from wire.ids import Kind, format_id
 from wire.records import (
     Commit,
     Snapshot,
     SnapshotDelta,
+    Tag,
     parse_commit,
     parse_snapshot,
     parse_snapshot_delta,
+    parse_tag,
 )
 from wire.signatures import check_signature, is_signed
 
@@ -88,6 +92,8 @@ class RecordStage:
     timings: Timings
     commits: dict[bytes, PendingCommit] = field(default_factory=dict)
     snapshots: set[bytes] = field(default_factory=set)
+    tagged: set[bytes] = field(default_factory=set)
+    """Commits that tags name."""
     blobs_recorded: trio.Event | None = None
     """Set when all blobs of the push are recorded; ``None``: they are."""
     tip: BranchTip | None = None
@@ -181,9 +187,19 @@ class RecordStage:
                     self._take_commit(parse_commit(record.record, scheme, limits))
                 case "snapshots":
                     items.append(parse_snapshot(record.record, scheme, limits))
-                case _:
+                case "snapshot_deltas":
                     items.append(parse_snapshot_delta(record.record, scheme, limits))
+                case "tags":
+                    self._take_tag(parse_tag(record.record, scheme, limits))
+                case kind:
+                    raise AssertionError(kind)
         return items
+
+    def _take_tag(self, tag: Tag) -> None:
+        """Keep a tag in the record pack: nothing reads it yet, and nothing that was sent is lost."""
+        content = canonical_bytes(Kind.TAG, tag.raw, self.services.limits)
+        self.pack.add(hashlib.sha256(content).digest(), [content])
+        self.tagged.add(tag.commit_id)
 
     def _take_commit(self, commit: Commit) -> None:
         self._check_signature(commit)
@@ -268,8 +284,18 @@ class RecordStage:
                 missing_count=len(missing),
             )
 
+    async def _record_blobs(self) -> None:
+        """See to it that every blob is recorded: to a later attempt, a recorded snapshot is a whole one."""
+        if self.blobs_recorded is not None:
+            await self.blobs_recorded.wait()
+        blobs = self.attempt.unrecorded.take_blobs()
+        if blobs:
+            written = await self.services.index.record_blobs(self.attempt.ticket, self.attempt.plan.scheme, blobs)
+            self.counts.blobs_written += written
+
     async def _record(self, refs: Sequence[SnapshotRef]) -> None:
         if refs:
+            await self._record_blobs()
             with self.timings.measure("record"):
                 written = await self.services.index.record_snapshots(
                     self.attempt.ticket, self.attempt.plan.scheme, refs

@@ -23,7 +23,16 @@ import structlog
 import trio
 
 from actors.actor import Actor
-from actors.push.context import OWN_BLOBS, Attempt, Counts, PushPlan, PushRequest, PushServices, Timings
+from actors.push.context import (
+    OWN_BLOBS,
+    Attempt,
+    Counts,
+    PushPlan,
+    PushRequest,
+    PushServices,
+    Timings,
+    mpack_reservation,
+)
 from actors.push.finish import Finish
 from actors.push.observed import observation
 from actors.push.proved_pack import PackProver
@@ -41,6 +50,10 @@ from wire.ids import Scheme, format_id
 
 log = structlog.get_logger("push")
 
+_ABOUT_THE_BRANCH = frozenset(
+    (Code.NON_FAST_FORWARD, Code.HEAD_MOVED, Code.PROTECTED_BRANCH, Code.COUNT_MISMATCH, Code.MISSING_PARENTS)
+)
+"""Refusals after which the same upload may be wanted again, by a push with other words."""
 ROWS_AT_ONCE = 1_000
 """Objects per transaction: some 20 ms each."""
 _TAKE_BYTES = 1024 * 1024
@@ -67,6 +80,8 @@ class UnpackActor(Actor[None]):
         self.ticket: PushTicket | None = None
         self.done = trio.Event()
         self.verdict: Mapping[str, object] | Refusal | None = None
+        self._proved = False
+        """Whether the upload is what its key says: a damaged one may be sent again under the same push id."""
 
     async def handle(self, message: None) -> None:
         """There are no messages."""
@@ -94,7 +109,7 @@ class UnpackActor(Actor[None]):
             refusal = refusal_for(error)
             if refusal is None:
                 raise
-            await keep_refusal(self._services, self._request, self.ticket, refusal, polled=True)
+            await keep_refusal(self._services, self._request, self.ticket, refusal, received=self._proved, polled=True)
             verdict = refusal
         shown = verdict.body("") if isinstance(verdict, Refusal) else verdict
         seconds = trio.current_time() - began
@@ -125,11 +140,12 @@ class UnpackActor(Actor[None]):
                 with closing(prover):
                     with timings.measure("read"):
                         await self._prove(prover, staged, incoming)
+                    self._proved = True
                     self._check_count(prover)
                     with timings.measure("put"):
                         own = await self._place(prover, incoming)
                 # from here what the push records counts, and no longer what was announced
-                await services.index.release_bytes(begun.repo, self._upload.mpack_id)
+                await services.index.release_bytes(begun.repo, mpack_reservation(self._upload.mpack_id))
                 pack = RecordPack(spools)
                 records = RecordStage(services, request, attempt, pack, counts, timings)
                 await trio.to_thread.run_sync(_note_own, prover, own, attempt)
@@ -140,16 +156,16 @@ class UnpackActor(Actor[None]):
                     await self._take_records(prover, records)
                 finish = Finish(
                     services, request, attempt, pack, records.commits, records.snapshots, counts, timings, _unseen,
-                    records.tip, self._packs(prover, own),
+                    records.tip, records.tagged, self._packs(prover, own),
                 )  # fmt: skip
                 verdict = await finish.run()
         except BaseException as error:
             refusal = refusal_for(error) if isinstance(error, Exception) else None
-            if refusal is not None and not refusal.code.retryable:
+            if refusal is None or refusal.code.retryable or (self._proved and refusal.code in _ABOUT_THE_BRANCH):
+                await self._clean([incoming])  # the next try finds the upload
+            else:
                 await self._clean([staged, incoming])
                 await self._release(begun)
-            else:
-                await self._clean([incoming])  # the retry finds the upload
             raise
         await self._clean([staged, incoming])
         return verdict
@@ -223,7 +239,7 @@ class UnpackActor(Actor[None]):
     async def _release(self, ticket: PushTicket) -> None:
         """Let go of what was reserved for an upload that is removed."""
         with trio.CancelScope(shield=True), suppress(IndexUnavailable):  # what stays expires
-            await self._services.index.release_bytes(ticket.repo, self._upload.mpack_id)
+            await self._services.index.release_bytes(ticket.repo, mpack_reservation(self._upload.mpack_id))
 
     async def _clean(self, keys: list[str]) -> None:
         with trio.CancelScope(shield=True), suppress(StorageError):  # what stays is collected

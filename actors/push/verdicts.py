@@ -18,8 +18,9 @@ _NOT_FOR_GOOD = frozenset((Code.QUOTA_EXCEEDED,))
 
 
 async def keep_refusal(
-    services: PushServices, request: PushRequest, ticket: PushTicket | None, refusal: Refusal, *, polled: bool
-) -> None:
+    services: PushServices, request: PushRequest, ticket: PushTicket | None, refusal: Refusal, *, received: bool,
+    polled: bool,
+) -> None:  # fmt: skip
     """Make a refusal of a completely received push its verdict, unless the same push may be sent again.
 
     Args:
@@ -27,6 +28,7 @@ async def keep_refusal(
         request: who asked.
         ticket: the attempt; ``None`` when it has not begun.
         refusal: what is told.
+        received: whether all of the push has arrived as its sender meant it.
         polled: whether somebody may ask for the push's state: then a refusal that is no verdict is kept as news.
     """
     if ticket is None or refusal.code is Code.PUSH_SUPERSEDED:
@@ -34,7 +36,7 @@ async def keep_refusal(
     members = {key: value for key, value in refusal.body("").items() if key != "request_id"}
     now = services.environment.now()
     try:
-        if not refusal.code.retryable and refusal.code not in _NOT_FOR_GOOD:
+        if received and not refusal.code.retryable and refusal.code not in _NOT_FOR_GOOD:
             await services.index.refuse_push(ticket, members, now)
         elif polled:
             await services.index.interrupt_push(ticket, members, now)

@@ -44,6 +44,8 @@ class Exchange:
         """Decoded once; an encoded slash is a slash."""
         self.query = _query(scope["query_string"])
         self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        if sum(name.lower() == b"authorization" for name, _ in scope["headers"]) > 1:
+            raise malformed("two Authorization headers")
         self.started = False
         self.status: int | None = None
         self.sent_bytes = 0

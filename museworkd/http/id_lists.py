@@ -18,7 +18,7 @@ from museworkd.http.services import HttpServices
 from storage.rows import Repository
 from wire.errors import Code, Refusal, malformed
 from wire.ids import DIGEST_BYTES, Scheme, format_id, parse_any_id, parse_id
-from wire.limits import KIB, MIB
+from wire.limits import DEFAULT_LIMITS, KIB, MIB
 from wire.pull import unpack_whole
 
 A = TypeVarTuple("A")
@@ -34,6 +34,9 @@ _IN_LOOP_BYTES = 256 * KIB
 IN_LOOP_IDS = 2_000
 """The same, in ids."""
 _MEMBERS = 64
+_ROOM_S = 10.0
+_ITEMS_MOST = 2 * IDS_MOST + 1_000
+"""Elements of a body: ids, and a size for each."""
 _PREFIX = format_id(bytes(DIGEST_BYTES), Scheme.TYPED)[: -2 * DIGEST_BYTES]
 
 
@@ -48,23 +51,45 @@ class IdListBody:
         """Give a member, ``None`` when it is not there; raises ``malformed``."""
         data = self.encoded.pop(name, None)
         if data is not None:
-            self.decoded[name] = await off_loop(len(data) > _IN_LOOP_BYTES, unpack_whole, bytes(data), name)
+            large = len(data) > _IN_LOOP_BYTES
+            self.decoded[name] = await off_loop(large, unpack_whole, bytes(data), name, DEFAULT_LIMITS, _ITEMS_MOST)
         return self.decoded.get(name)
 
 
 @asynccontextmanager
 async def id_list_body(services: HttpServices, exchange: Exchange) -> AsyncIterator[IdListBody]:
     """Read a body; what it takes of the memory all of them share is given back after the block."""
-    most = services.settings.id_list_bytes
-    stated = exchange.headers.get("content-length", "")
-    size = int(stated) if stated.isdigit() and len(stated) < 19 else most
-    async with services.id_lists.hold(max(1, -(-min(size, most) // MIB))):
-        body = await exchange.body(most)
+    taken: list[int] = []
+    try:
+        body = await _read(services, exchange, taken)
         kind = exchange.headers.get("content-type", "")
         if is_msgpack(kind) and body:
             yield IdListBody(encoded=_members(body))
         else:
-            yield IdListBody(await off_loop(len(body) > _IN_LOOP_BYTES, read_body, body, kind))
+            yield IdListBody(await off_loop(len(body) > _IN_LOOP_BYTES, read_body, body, kind, _ITEMS_MOST))
+    finally:
+        services.id_lists.release(sum(taken))
+
+
+async def _read(services: HttpServices, exchange: Exchange, taken: list[int]) -> bytes:
+    """Read a body, taking room for each MiB when it comes: who sends slowly keeps nobody else waiting."""
+    most = services.settings.id_list_bytes
+    stated = exchange.headers.get("content-length", "0")
+    pieces: list[bytes] = []
+    size = 0
+    while True:
+        if size > most or (stated.isdigit() and int(stated[:18]) > most):
+            raise Refusal(Code.TOO_LARGE, f"the body of this request has at most {most} bytes")
+        while size > len(taken) * MIB:
+            with trio.move_on_after(_ROOM_S) as waiting:
+                taken.append(await services.id_lists.acquire(1))
+            if waiting.cancelled_caught:
+                raise Refusal(Code.BUSY, "too many long lists at once: try again")
+        piece = await exchange.body_piece()
+        if not piece:
+            return b"".join(pieces)
+        pieces.append(piece)
+        size += len(piece)
 
 
 def _members(body: bytes) -> dict[str, memoryview]:

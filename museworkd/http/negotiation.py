@@ -21,19 +21,26 @@ def is_msgpack(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() in _MSGPACK_TYPES
 
 
-def read_body(body: bytes, content_type: str) -> dict[str, object]:
+_FEW_ITEMS = 1_000
+_ITEM_BYTES = 16
+"""What control bodies are long of are ids, of 64 bytes and more: a body of shorter elements has no meaning."""
+
+
+def read_body(body: bytes, content_type: str, most_items: int | None = None) -> dict[str, object]:
     """Decode a control body by its Content-Type; an empty body is an empty map.
 
     Raises:
-        Refusal: ``unsupported_media`` or ``malformed``.
+        Refusal: ``unsupported_media``, or ``malformed``, also for more elements than its length explains.
     """
     if not body:
         return {}
+    most = _FEW_ITEMS + len(body) // _ITEM_BYTES
+    most = most if most_items is None else min(most, most_items)
     kind = content_type.partition(";")[0].strip().lower()
     if is_msgpack(kind):
-        value = unpack_whole(body, "the body")
+        value = unpack_whole(body, "the body", most_items=most)
     elif kind in {JSON, "", "text/json"}:
-        value = parse_json(body, "the body")
+        value = parse_json(body, "the body", most)
     else:
         raise Refusal(Code.UNSUPPORTED_MEDIA, f"a body of type {kind[:60]!a}: send {MSGPACK} or {JSON}")
     if not isinstance(value, dict):

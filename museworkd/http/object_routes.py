@@ -56,12 +56,12 @@ async def presign_objects(services: HttpServices, exchange: Exchange, names: Map
 async def confirm_objects(services: HttpServices, exchange: Exchange, names: Mapping[str, str]) -> None:
     """``POST push/confirm``: uploads are verified and held for a push that names them."""
     repository, _ = await _writable(services, exchange, names)
-    async with AsyncExitStack() as stack:
-        body = await stack.enter_async_context(id_list_body(services, exchange))
+    async with id_list_body(services, exchange) as body:
         scheme, ids = await parse_ids(repository, await body.member("object_ids"))
         stated = _stated(ids, await body.member("sizes"))
-        if len(ids) <= IN_LOOP_IDS:  # it may take long; a short list keeps nobody else's waiting
-            await stack.aclose()
+    async with AsyncExitStack() as stack:
+        if len(ids) > IN_LOOP_IDS:  # it may take long, and keeps its list meanwhile
+            await stack.enter_async_context(services.confirms.long.hold(1))
         confirmation = Confirmation(services.push, services.confirms, repository.number, scheme)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_watch, exchange)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 
 import trio
 
+from actors.push.context import mpack_reservation
 from museworkd.http.services import HttpServices
 from storage.rows import HELD_S, Repository
 
@@ -23,7 +24,7 @@ _IN_LOOP_IDS = 2_000
 async def reserve_mpack(services: HttpServices, repository: Repository, mpack_id: bytes, size: int) -> None:
     """Reserve room for one file; raises ``QuotaExceeded``."""
     now = services.environment.now()
-    await services.index.reserve_bytes(repository.number, mpack_id, size, now, now + _kept(services))
+    await services.index.reserve_bytes(repository.number, mpack_reservation(mpack_id), size, now, now + _kept(services))
 
 
 async def reserve_objects(

@@ -27,7 +27,7 @@ class HttpSettings:
     """How long the request that starts an unpacking waits for its end (protocol §7)."""
     control_body_bytes: int = MIB
     """Largest body of a control request."""
-    id_list_bytes: int = 16 * MIB
+    id_list_bytes: int = 9 * MIB
     """Largest body that lists objects to upload or confirm: 50,000 ids with their sizes take 8 MiB."""
     linger_s: float = 30.0
     """After an answer that came before the request was complete: how long to read on so that it arrives."""

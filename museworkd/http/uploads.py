@@ -90,7 +90,11 @@ class Uploads:
         count = 0
         if self._directory.is_dir():
             for path in self._directory.iterdir():
-                if path.stat().st_mtime < before:
+                try:
+                    old = path.stat().st_mtime < before
+                except FileNotFoundError:  # complete meanwhile
+                    continue
+                if old:
                     path.unlink(missing_ok=True)
                     count += 1
         return count
@@ -102,8 +106,23 @@ class Uploads:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(fd)
-            raise Refusal(Code.BUSY, "another connection is sending this upload") from None
+            raise _busy() from None
+        if not _is_at(fd, self._directory / name):  # put into the store between our opening and locking it
+            os.close(fd)
+            raise _busy()
         return fd
+
+
+def _busy() -> Refusal:
+    return Refusal(Code.BUSY, "another connection is sending this upload")
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Tell whether an open file is still the one at a path: its bytes may be an object of the store by now."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _write_all(fd: int, pieces: list[bytes]) -> None:

@@ -232,7 +232,15 @@ class MemoryIndex:
 
     async def is_of_scheme(self, ticket: PushTicket, scheme: Scheme) -> bool:
         await trio.lowlevel.checkpoint()
-        return all((scheme, blob_id) in self.tables.blobs for blob_id in self.tables.pushes[ticket.number].blobs)
+        return self._is_of_scheme(self.tables.pushes[ticket.number], scheme)
+
+    def _is_of_scheme(self, entry: PushEntry, scheme: Scheme) -> bool:
+        tables = self.tables
+        return (
+            all((scheme, i) in tables.blobs for i in entry.blobs)
+            and all((scheme, i) in tables.snapshots for i in entry.snapshots)
+            and all((scheme, i) in tables.commits for i in entry.commits)
+        )
 
     async def find_push(self, repo: int, push_id: uuid.UUID) -> PushRecord | None:
         await trio.lowlevel.checkpoint()
@@ -342,6 +350,8 @@ class MemoryIndex:
         if repository is None:
             return MoveResult(Outcome.GONE)
         if repository.scheme not in {None, scheme}:
+            return MoveResult(Outcome.SCHEME_DIFFERS)
+        if repository.scheme is None and not self._is_of_scheme(self.tables.pushes[ticket.number], scheme):
             return MoveResult(Outcome.SCHEME_DIFFERS)
         branches = self.tables.branches[ticket.repo]
         head = branches.get(move.branch)

@@ -44,13 +44,6 @@ _q_lacking = """
         WHERE r.repo = %(repo)s AND r.blob_id = wanted.id AND (p.state = 1 OR r.push = %(push)s) OFFSET 0
     )
 """
-_q_strange = """
-    SELECT EXISTS (
-        SELECT 1 FROM blob_refs r WHERE r.repo = %(repo)s AND r.push = %(push)s
-        AND NOT EXISTS (SELECT 1 FROM blobs b WHERE b.blob_id = r.blob_id AND b.scheme = %(scheme)s OFFSET 0)
-    )
-"""
-"""Asked only of a repository without an accepted push: what it refers to is what has been tried."""
 _q_places = """
     SELECT b.blob_id, b.size, (SELECT p.pack_id FROM packs p WHERE p.pack = b.pack), b."offset"
     FROM unnest(%(ids)b) AS wanted (id)
@@ -123,14 +116,6 @@ def _packs(connection: Connection, pack_ids: Sequence[bytes]) -> dict[bytes, int
         return {}
     connection.execute(_q_insert_packs, (Byteas(pack_ids),))
     return {bytes(pack_id): number for pack_id, number in connection.execute(_q_packs, (Byteas(pack_ids),))}
-
-
-@one_statement
-def is_of_scheme(connection: Connection, ticket: PushTicket, scheme: Scheme) -> bool:
-    """See ``Pushes.is_of_scheme``."""
-    arguments = {"repo": ticket.repo, "push": ticket.number, "scheme": scheme.value}
-    row = connection.execute(_q_strange, arguments).fetchone()
-    return row is not None and not row[0]
 
 
 @one_statement

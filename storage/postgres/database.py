@@ -291,8 +291,8 @@ async def _cancel(job: _Job[Any]) -> None:
     while not job.done.is_set():
         try:
             await trio.to_thread.run_sync(job.cancel)
-        except psycopg.Error:
-            pass  # no second connection to be had: the statement timeout ends it
+        except (psycopg.Error, OSError):
+            pass  # no second connection, or no descriptor, to be had: the statement timeout ends it
         with trio.move_on_after(CANCEL_RETRY_S):
             await job.done.wait()
         if trio.current_time() > hang_up_at:

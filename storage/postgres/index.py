@@ -22,6 +22,7 @@ from storage.postgres import (
     jobs,
     pushes,
     repositories,
+    schemes,
     usage,
 )
 from storage.postgres.database import Connection, Database, DatabaseSettings, DatabaseStatistics
@@ -147,7 +148,7 @@ class PostgresIndex:
         return await self.database.run(pushes.begin_push, repo, push_id, handle, branch, now, lease_s)
 
     async def is_of_scheme(self, ticket: PushTicket, scheme: Scheme) -> bool:
-        return await self.database.run(blobs.is_of_scheme, ticket, scheme)
+        return await self.database.run(schemes.is_of_scheme, ticket, scheme)
 
     async def find_push(self, repo: int, push_id: uuid.UUID) -> PushRecord | None:
         return await self.database.run(pushes.find_push, repo, push_id)

@@ -18,6 +18,7 @@ from storage.errors import StaleTicket
 from storage.postgres import jobs, usage
 from storage.postgres.branches import q_repository, swap
 from storage.postgres.database import Connection, one_statement
+from storage.postgres.schemes import is_of_scheme
 from storage.rows import (
     ABANDONED_S,
     QUOTA_NONE,
@@ -112,6 +113,8 @@ def accept_current(
     """Accept a push whose row is locked and whose attempt is the current one; ``size`` is all it has brought."""
     found = connection.execute(_q_settled_repository, (ticket.repo,)).fetchone()
     if found is None:  # its scheme is not fixed yet, or it is not there
+        if ticket.attempt > 1 and not is_of_scheme(connection, ticket, scheme):
+            return MoveResult(Outcome.SCHEME_DIFFERS)
         connection.execute(_q_fix_scheme, (scheme.value, ticket.repo))  # no lock before: first pushes would deadlock
         found = connection.execute(q_repository, (ticket.repo,)).fetchone()
     if found is None:

@@ -68,7 +68,8 @@ _q_reserve = """
     INSERT INTO upload_reservations (repo, reservation, bytes, push_id, expires_at)
     VALUES (%(repo)s, %(but)s, %(bytes)s, %(push_id)s, %(expires)s)
     ON CONFLICT (repo, reservation) DO UPDATE
-        SET bytes = excluded.bytes, push_id = excluded.push_id, expires_at = excluded.expires_at
+        SET bytes = greatest(upload_reservations.bytes, excluded.bytes), push_id = excluded.push_id,
+            expires_at = greatest(upload_reservations.expires_at, excluded.expires_at)
 """
 _q_release = "DELETE FROM upload_reservations WHERE repo = %s AND reservation = %s"
 _q_release_expired = "DELETE FROM upload_reservations WHERE repo = %s AND expires_at <= %s"

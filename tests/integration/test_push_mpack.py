@@ -295,3 +295,35 @@ async def test_a_large_upload_does_not_go_through_the_parser_piece_by_piece(serv
     assert (await push_mpack(server, data, history)).status == 200
     assert sum(taken) > len(data) // 2
     assert (await clone(server, history.head)).blobs == history.blobs
+
+
+async def test_a_push_asked_for_before_its_upload_can_be_sent_again_under_its_id(server):
+    await server.make_repository()
+    history, push_id = two_commits(), str(uuid.uuid4())
+    data = mpack_of(history)
+    early = await unpack(server, data, history, push_id=push_id)
+    assert (early.status, early.error) == (404, "not_found")
+    assert (await push_mpack(server, data, history, push_id=push_id)).status == 200
+
+
+async def test_a_damaged_upload_can_be_sent_again_under_its_push_id(server):
+    await server.make_repository()
+    history, push_id = two_commits(), str(uuid.uuid4())
+    data = mpack_of(history)
+    target = target_of((await presign(server, data)).value["upload_url"])
+    assert (await put(server, target, data[:-1] + bytes([data[-1] ^ 1]))).status == 204
+    damaged = await unpack(server, data, history, push_id=push_id)
+    assert (damaged.status, damaged.value["retryable"]) == (422, False)
+    assert (await push_mpack(server, data, history, push_id=push_id)).status == 200
+
+
+async def test_after_a_refusal_about_the_branch_the_upload_waits_for_another_push(server):
+    first = await with_history(server)
+    other = Push()
+    other.commit({"other": b"history"}, [])
+    data = mpack_of(other)
+    assert (await push_mpack(server, data, other)).error == "non_fast_forward"
+    assert (await presign(server, data)).value["upload_url"] is None
+    assert (await unpack(server, data, other, force=True)).status == 200
+    assert (await ask(server, "GET", "/alice/x/refs", token="alice")).value["branch_heads"] == {"main": other.head}
+    assert first.head != other.head

@@ -28,6 +28,7 @@ from storage.postgres import (
     jobs,
     pushes,
     repositories,
+    schemes,
     usage,
 )
 from storage.postgres.database import DatabaseSettings, connection_arguments
@@ -301,7 +302,7 @@ OPERATIONS: dict[str, Callable[[psycopg.Connection], object]] = {
 }
 
 ELSEWHERE = {
-    "blobs": {"_q_strange"},
+    "schemes": {"_q_strange"},
     "held": {"_q_forget"},
     "identities": {"_q_insert_token", "_q_revoke_token", "_q_list_tokens", "_q_insert_secret", "_q_find_secret"},
     "repositories": {"_q_list", "_q_update", "_q_delete", "_q_set_collaborator", "_q_remove_collaborator"},
@@ -364,7 +365,7 @@ def test_every_statement_of_a_push_and_a_fetch_looks_rows_up_by_key(filled: str)
             read[operation] = found
     assert read == {}
     for module in (
-        access, blobs, branches, finish, held, history, pushes, repositories, identities, jobs, usage,
+        access, blobs, branches, finish, held, history, pushes, repositories, identities, jobs, schemes, usage,
     ):  # fmt: skip
         beside = ELSEWHERE.get(module.__name__.rpartition(".")[2], set())
         left = {key for key, query in statements_of(module).items() if query not in explained}

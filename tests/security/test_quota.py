@@ -126,7 +126,7 @@ async def test_an_abandoned_push_counts_until_its_day_is_over(server):
             while (await usage(server))[1] < 1_000 * KB:
                 await trio.lowlevel.checkpoint()
     await no_push_is_left(server)
-    said = await pushed(server, of_size(3_500 * KB, 2, pieces=150))
+    said = await pushed(server, of_size(3_900 * KB, 2, pieces=400))
     assert (said["error"], said["used"], said["reserved"] >= 1_000 * KB) == ("quota_exceeded", 0, True)
 
 

@@ -144,8 +144,9 @@ class PushActor(Actor[bytes | None]):
             stages = ObjectStages(services, attempt, spools, counts, timings, self._progress)
             pack = RecordPack(spools)
             records = RecordStage(services, request, attempt, pack, counts, timings)
-            event = await stages.run(self._next_event)
-            await records.build_on_branch()
+            async with trio.open_nursery() as nursery:  # objects arrive while the index is asked
+                nursery.start_soon(records.build_on_branch)
+                event = await stages.run(self._next_event)
             end = await self._take_records(event, records)
             await self._check_end(end, counts, records)
             finish = Finish(

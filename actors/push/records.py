@@ -20,6 +20,7 @@ from actors.push.claims import claim_held
 from actors.push.context import Attempt, Counts, PushRequest, PushServices, Timings
 from actors.push.record_pack import Position, RecordPack
 from actors.snapshot_builder import AnchorWanted, BuiltSnapshot, SnapshotBuilder
+from storage.errors import ObjectDamaged
 from storage.rows import BranchTip, SnapshotRef
 from wire.canonical import canonical_bytes
 from wire.errors import LISTED_FACTS, Code, Refusal
@@ -114,8 +115,14 @@ class RecordStage:
     async def build_on_branch(self) -> None:
         """Take the branch's present snapshot as what the first full one is described as changes to."""
         self.tip = await self.services.index.branch_tip(self.attempt.ticket.repo, self.attempt.plan.branch)
-        if self.tip is not None:
-            self._builder.last = self.tip.snapshot_id
+        if self.tip is None:
+            return
+        self._builder.last = self.tip.snapshot_id
+        try:  # most pushes build on it
+            _, chain = await self._cache.load(self.tip.snapshot_id)
+        except ObjectDamaged:
+            return  # a push that needs it is told
+        self._builder.cost.learn(chain)
 
     async def take(self, record: Record) -> None:
         """Take one record; verified with others of its batch. Raises like :meth:`add`."""

@@ -60,7 +60,7 @@ def clone_command(
     without its mode. Both are kept in commit metadata.
     """
     from museworkd.client.checkout import checkout
-    from museworkd.client.fetch import clone
+    from museworkd.client.fetch import clone, head_branch
     from museworkd.client.progress import meter_for
     from museworkd.client.remote import Remote
     from museworkd.client.repository import LocalRepository
@@ -80,6 +80,9 @@ def clone_command(
     report, files = run(inside)
     if not report.branches:
         say("note: the repository is empty")
+    elif report.default_branch not in report.branches:
+        chosen = head_branch(report.branches, report.default_branch)
+        say(f"note: the default branch {report.default_branch!r} does not exist there; this clone is on {chosen!r}")
     emit(
         {**dataclasses.asdict(report), "files": files, "target": str(target)},
         as_json,

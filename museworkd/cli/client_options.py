@@ -48,5 +48,7 @@ def find_remote(repository: LocalRepository, named: str, token: str | None) -> R
         return Remote(named, token)
     url = repository.remotes().get(named)
     if url is None:
-        raise ClientError(f"there is no remote {named!r}; give a URL, and --set-remote to keep it")
+        raise ClientError(
+            f"there is no remote {named!r}; give a URL (`museworkd push URL --set-remote` keeps it as `origin`)"
+        )
     return Remote(url, token)

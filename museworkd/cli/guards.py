@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from museworkd.cli.endings import end_in_order, exit_by_signal
 from museworkd.cli.output import say
-from museworkd.client.errors import ClientError
+from museworkd.client.errors import ClientError, IntegrityError
 from storage.errors import SchemaMismatch, StorageError
 from wire.errors import Refusal
 
@@ -23,9 +24,35 @@ EXIT_INTEGRITY = 3
 EXIT_CONFIG = 4
 """The configuration or the database's schema cannot be used."""
 
+EXPECTED = (ClientError, Refusal, StorageError, OSError)
+"""What a command may fail of: one line for people, no traceback."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
-_EXPECTED = (ClientError, Refusal, StorageError, OSError, KeyboardInterrupt)
+_CAUGHT = (*EXPECTED, KeyboardInterrupt)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ending:
+    """What an error comes to."""
+
+    exit_code: int
+    code: str
+    """Stable: the server's, or what kind of failure it is."""
+    detail: str
+
+
+def ending_of(error: BaseException) -> Ending:
+    """Say what an error comes to."""
+    match error:
+        case ClientError():
+            return Ending(error.exit_code, error.code or error.kind, str(error))
+        case Refusal():
+            return Ending(EXIT_USER, error.code.text, error.detail)
+        case SchemaMismatch():
+            return Ending(EXIT_CONFIG, IntegrityError.kind, str(error))
+        case _:
+            return Ending(EXIT_INTEGRITY, IntegrityError.kind, str(error))
 
 
 def run(function: Callable[..., Any], *arguments: object) -> Any:
@@ -42,12 +69,12 @@ def guarded(function: Callable[P, T]) -> Callable[P, T]:
     """Give an operator's command its endings."""
     from museworkd.config import ConfigError  # the server's, and slow to begin: no user's command needs it
 
-    return _guarded(function, (*_EXPECTED, ConfigError), {ConfigError: EXIT_CONFIG}, terminate=False)
+    return _guarded(function, (*_CAUGHT, ConfigError), {ConfigError: EXIT_CONFIG}, terminate=False)
 
 
 def guarded_client(function: Callable[P, T]) -> Callable[P, T]:
     """Guard a user's command, which ends by SIGTERM as it does by Ctrl-C: nothing half-made is left behind."""
-    return _guarded(function, _EXPECTED, {}, terminate=True)
+    return _guarded(function, _CAUGHT, {}, terminate=True)
 
 
 def _guarded(
@@ -74,18 +101,8 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 def _fail(error: BaseException, code: int | None) -> NoReturn:
-    match error:
-        case KeyboardInterrupt():
-            exit_by_signal()
-        case ClientError():
-            say(f"error: {error}")
-            sys.exit(error.exit_code)
-        case Refusal():
-            say(f"error: {error.detail}")
-            sys.exit(EXIT_USER)
-        case SchemaMismatch():
-            say(f"error: {error}")
-            sys.exit(EXIT_CONFIG)
-        case _:
-            say(f"error: {error}")
-            sys.exit(EXIT_INTEGRITY if code is None else code)
+    if isinstance(error, KeyboardInterrupt):
+        exit_by_signal()
+    ending = ending_of(error)
+    say(f"error: {ending.detail}")
+    sys.exit(ending.exit_code if code is None else code)

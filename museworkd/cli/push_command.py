@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from museworkd.cli.client_options import directory_option, find_remote, result_options, token_option
-from museworkd.cli.guards import EXIT_USER, guarded_client, run
-from museworkd.cli.output import emit, many
+from museworkd.cli.guards import EXIT_OK, EXIT_USER, EXPECTED, Ending, ending_of, guarded_client, run
+from museworkd.cli.output import emit, many, say
 from museworkd.client.errors import ClientError
 from museworkd.client.push_report import Lease, Move, PushReport, Way
 from wire.errors import Refusal
-from wire.ids import parse_id
+from wire.ids import format_id, parse_id
 
 if TYPE_CHECKING:
     from museworkd.client.remote import Remote
@@ -63,7 +64,8 @@ def push_command(
     A push that is cut goes on by itself. One that was given up, or killed, goes on when the same command is run again:
     what has arrived is not sent twice.
 
-    A dry run ends with exit code 1 when the server would refuse.
+    Each branch is tried, also when one before it was refused. Exit code 1 when any was, 3 when any was lost on the way
+    or is damaged. A dry run ends with exit code 1 when the server would refuse.
     """
     if all_branches and branches:
         raise click.UsageError("--all and --branch exclude each other")
@@ -73,7 +75,6 @@ def push_command(
         raise click.UsageError("--dry-run changes nothing, --set-remote does")
     from museworkd.client.repository import LocalRepository
 
-    reports: list[PushReport] = []
     with LocalRepository.find(directory) as repository:
         where = find_remote(repository, remote, token)
         if set_remote:
@@ -82,26 +83,58 @@ def push_command(
         if expect is not None:
             lease = Lease(None if expect == "none" else _parse_expected(repository, expect))
         wanted = _Wanted(force, lease, Way(way), dry_run, quiet)
-        for branch in list(repository.branches()) if all_branches else list(branches) or [repository.head_branch]:
-            report = run(_push_one, repository, where, branch, wanted)
-            if not dry_run:
-                _remember(repository, where, branch)
-            reports.append(report)
-            if not as_json:
-                click.echo(_line(report))
+        named = list(repository.branches()) if all_branches else list(branches) or [repository.head_branch]
+        entries, exit_code = _push_each(repository, where, named, wanted, show=not as_json)
     if as_json:
-        emit({"pushes": [dataclasses.asdict(report) for report in reports]}, True, str)
-    if dry_run and any(Move(report.move).refused for report in reports):
-        raise SystemExit(EXIT_USER)
+        emit({"pushes": entries}, True, str)
+    if exit_code:
+        raise SystemExit(exit_code)
 
 
-async def _push_one(repository: LocalRepository, remote: Remote, branch: str, wanted: _Wanted) -> PushReport:
+def _push_each(
+    repository: LocalRepository, remote: Remote, branches: list[str], wanted: _Wanted, *, show: bool
+) -> tuple[list[dict[str, object]], int]:
+    """Push one branch after the other; gives what is told of each, and the exit code."""
+    entries: list[dict[str, object]] = []
+    exit_code = EXIT_OK
+    supposed: dict[str, bytes] = {}
+    for branch in branches:
+        try:
+            report: PushReport = run(_push_one, repository, remote, branch, wanted, supposed)
+            if not wanted.dry_run:
+                _remember(repository, remote, branch)
+        except EXPECTED as error:
+            ending = ending_of(error)
+            exit_code = max(exit_code, ending.exit_code)
+            say(f"error: {ending.detail}" if len(branches) == 1 else f"error: {branch}: {ending.detail}")
+            entries.append(_failed(repository, branch, wanted, ending))
+            continue
+        if Move(report.move).refused:
+            exit_code = max(exit_code, EXIT_USER)
+        elif wanted.dry_run:
+            supposed[branch] = repository.branches()[branch]
+        entries.append(dataclasses.asdict(report))
+        if show:
+            click.echo(_line(report))
+    return entries, exit_code
+
+
+def _failed(repository: LocalRepository, branch: str, wanted: _Wanted, ending: Ending) -> dict[str, object]:
+    head = repository.branches().get(branch)
+    shown = None if head is None else format_id(head, repository.scheme)
+    entry: dict[str, object] = {"branch": branch, "head": shown, "dry_run": wanted.dry_run}
+    return {**entry, "error": ending.code, "detail": ending.detail}
+
+
+async def _push_one(
+    repository: LocalRepository, remote: Remote, branch: str, wanted: _Wanted, supposed: Mapping[str, bytes]
+) -> PushReport:
     from museworkd.client.progress import meter_for
     from museworkd.client.push import push
 
     return await push(
         repository, remote, branch, meter_for(quiet=wanted.quiet), force=wanted.force, lease=wanted.lease,
-        way=wanted.way, dry_run=wanted.dry_run,
+        way=wanted.way, dry_run=wanted.dry_run, supposed=supposed,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import functools
 import os
 import re
 import select
+import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -94,6 +95,7 @@ class Connection:
         self._used = False
         self._used_at = 0.0
         self._ended = False
+        self._held = b""
         self.status = 0
         self.headers: dict[str, str] = {}
 
@@ -138,17 +140,18 @@ class Connection:
             await self._ask(method, path, {**headers, **head}, body)
 
     async def begin(self, method: str, path: str, headers: Mapping[str, str]) -> None:
-        """Begin a request whose body is sent by the caller."""
+        """Begin a request whose body is sent by the caller; its head leaves with the first bytes of that."""
         await self._open()
-        await self._write(self._head(method, path, headers))
+        self._held = self._head(method, path, headers)
 
     async def send(self, data: bytes) -> None:
         """Send a piece of the body."""
         await self._write(self._connection.send(h11.Data(data=data)))
 
-    async def end(self) -> None:
+    async def end(self, last: bytes = b"") -> None:
         """End the body."""
-        await self._write(self._connection.send(h11.EndOfMessage()))
+        data = (self._connection.send(h11.Data(data=last)) or b"") if last else b""
+        await self._write(data + (self._connection.send(h11.EndOfMessage()) or b""))
 
     async def response(self) -> None:
         """Wait for the answer to begin; sets ``status`` and ``headers``."""
@@ -221,7 +224,8 @@ class Connection:
             raise TransferError(f"{self._target.name}: the connection was closed while sending")
         try:
             with trio.fail_after(QUIET_S):
-                await self._stream.send_all(data or b"")
+                held, self._held = self._held, b""
+                await self._stream.send_all(held + (data or b""))
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as error:
             raise TransferError(f"{self._target.name}: the connection was lost while sending") from error
 
@@ -289,4 +293,8 @@ def _readable(stream: trio.abc.Stream) -> bool:
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, BaseExceptionGroup):  # one for each address that was tried
+        return "; ".join(dict.fromkeys(_reason(inner) for inner in error.exceptions))
+    if isinstance(error, OSError) and error.errno and not isinstance(error, socket.gaierror | ssl.SSLError):
+        return os.strerror(error.errno).lower()  # the address is named already
     return printable(str(error)) or type(error).__name__

@@ -7,6 +7,8 @@ class ClientError(Exception):
     """The user can mend it: wrong arguments, no rights, a refused push. Exit code 1."""
 
     exit_code = 1
+    kind = "failed_here"
+    """What stands for a code when the server gave none."""
 
     def __init__(self, message: str, code: str = "") -> None:
         super().__init__(message)
@@ -18,12 +20,14 @@ class IntegrityError(ClientError):
     """Bytes are not what they should be, or could not be read or written. Exit code 3."""
 
     exit_code = 3
+    kind = "integrity_failed"
 
 
 class TransferError(ClientError):
     """The server could not be reached, or the connection was lost. Exit code 3; trying again is safe."""
 
     exit_code = 3
+    kind = "transfer_failed"
 
     def __init__(self, message: str, code: str = "", retry_after_s: float | None = None) -> None:
         super().__init__(message, code)

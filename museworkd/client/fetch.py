@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from museworkd.client.blob_packs import open_anew, room_in
@@ -12,6 +12,7 @@ from museworkd.client.errors import ClientError, IntegrityError, TransferError
 from museworkd.client.pack_intake import FetchReport, PackIntake
 from museworkd.client.progress import Meter, Phase
 from museworkd.client.repository import LocalRepository, is_vacant
+from museworkd.client.temporary import sweep, temporary_directory
 from museworkd.client.transport import Api, Remote, download
 from wire.errors import Refusal
 from wire.ids import Scheme, format_id, parse_id
@@ -34,6 +35,7 @@ async def fetch(
     Raises:
         ClientError: refused. TransferError: the connection was lost. IntegrityError: what came is not whole.
     """
+    sweep(repository)
     report = FetchReport()
     tags: dict[str, bytes] = {}
     async with Api(remote) as api:
@@ -88,12 +90,16 @@ async def clone(remote: Remote, target: Path, meter: Meter, *, depth: int | None
         report = await fetch(repository, remote, meter, depth=depth)
         for branch, head in repository.remote_branches("origin").items():
             repository.set_branch(branch, head)
-        branches = repository.branches()
-        if report.default_branch in branches or not branches:
-            repository.set_head_branch(report.default_branch)
-        else:
-            repository.set_head_branch(next(iter(branches)))
+        repository.set_head_branch(head_branch(repository.branches(), report.default_branch))
         return report
+
+
+def head_branch(branches: Collection[str], default: str) -> str:
+    """Choose what a clone is on: the server's default, or when that does not exist the likeliest there is."""
+    for name in (default, "main", "master"):
+        if name in branches:
+            return name
+    return min(branches, default=default)
 
 
 async def _take(
@@ -105,18 +111,17 @@ async def _take(
         return {}
     if not isinstance(url, str) or type(size) is not int or size < 0:
         raise IntegrityError("the server's fetch answer has no mpack_url or size_bytes")
-    path = repository.directory / f".incoming-{os.getpid()}"
     try:
         expected = parse_id(answer.get("mpack_id"), Scheme.TYPED, "mpack_id")
-        with meter.phase("Receiving", size) as phase:
-            await _download(url, path, size, expected, phase)
-        report.received_bytes = size
-        with meter.phase("Verifying", _count(answer, "commit_count") + _count(answer, "object_count")) as phase:
-            return await PackIntake(repository, path, answer.get("shallow"), report, phase).run()
+        with temporary_directory(repository) as directory:
+            path = directory / "incoming"
+            with meter.phase("Receiving", size) as phase:
+                await _download(url, path, size, expected, phase)
+            report.received_bytes = size
+            with meter.phase("Verifying", _count(answer, "commit_count") + _count(answer, "object_count")) as phase:
+                return await PackIntake(repository, path, answer.get("shallow"), report, phase).run()
     except Refusal as refusal:
         raise IntegrityError(f"what the server sent is refused ({refusal.code.text}): {refusal.detail}") from refusal
-    finally:
-        path.unlink(missing_ok=True)
 
 
 async def _download(url: str, path: Path, size: int, expected: bytes, phase: Phase) -> None:

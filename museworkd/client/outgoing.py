@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import msgpack
@@ -40,16 +40,24 @@ class Outgoing:
 
 
 async def find_outgoing(
-    repository: LocalRepository, head: bytes, remote_heads: set[bytes], spools: SpoolDirectory
-) -> Outgoing:
+    repository: LocalRepository, head: bytes, remote_heads: set[bytes], spools: SpoolDirectory,
+    acknowledged: Iterable[bytes] = (),
+) -> Outgoing:  # fmt: skip
     """Collect what leads to ``head`` and to none of the server's heads, whichever branch they are of.
+
+    Args:
+        repository: where everything is read from.
+        head: what is pushed.
+        remote_heads: the server's, known here or not.
+        spools: where the records are kept.
+        acknowledged: commits of ours that the server holds below heads that are not here.
 
     Raises:
         ClientError: the repository lacks a blob.
     """
     index, scheme = repository.index, repository.scheme
     known = sorted(commit_id for commit_id in remote_heads if index.has_commit(commit_id))
-    walk = await range_of(index, scheme, [head], known)
+    walk = await range_of(index, scheme, [head], {*known, *acknowledged})
     commits = tuple(reversed(walk.found))
     bases = list(dict.fromkeys([*walk.boundary(), *known[:HEADS_MOST]])) if commits else []
     boundary: list[CommitFacts] = [fact for i in bases if (fact := index.facts(i)) is not None]

@@ -20,15 +20,25 @@ class Bars:
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("{task.fields[remark]}"), console=Console(stderr=True),
         )  # fmt: skip
+        self._open = 0
+        """Phases that are shown now: one may lie in another."""
 
     @contextmanager
     def phase(self, name: str, total: int | None = None) -> Iterator[Phase]:
-        """Show a meter."""
-        with self._progress:
+        """Show a meter; the display ends with the outermost."""
+        if not self._open:
+            self._progress.start()
+        self._open += 1
+        try:
             task = self._progress.add_task(name, total=total, remark="")
             yield _Bar(self._progress, task)
-            if self._progress.tasks[-1].total is None:
-                self._progress.update(task, total=self._progress.tasks[-1].completed)
+            (shown,) = (each for each in self._progress.tasks if each.id == task)
+            if shown.total is None:
+                self._progress.update(task, total=shown.completed)
+        finally:
+            self._open -= 1
+            if not self._open:
+                self._progress.stop()
 
 
 class _Bar:

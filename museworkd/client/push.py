@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import trio
 
@@ -14,12 +12,14 @@ from actors.history import is_ancestor
 from actors.spool import SpoolDirectory
 from museworkd.client.delivery import Delivery, Sending
 from museworkd.client.errors import ClientError, GivenUpError, TransferError
+from museworkd.client.negotiating import acknowledged
 from museworkd.client.outgoing import Outgoing, find_outgoing
 from museworkd.client.progress import Meter
 from museworkd.client.push_report import Lease, Move, PushReport, Way
 from museworkd.client.push_stream import StreamWay
 from museworkd.client.remote import Remote
 from museworkd.client.repository import LocalRepository
+from museworkd.client.temporary import sweep, temporary_directory
 from museworkd.client.transport import Api
 from museworkd.client.unfinished import UnfinishedPush
 from museworkd.client.verdicts import find_push, known_verdict
@@ -39,7 +39,7 @@ LONGEST_PAUSE_S = 15.0
 async def push(
     repository: LocalRepository, remote: Remote, branch: str, meter: Meter, *,
     force: bool = False, lease: Lease | None = None, push_id: uuid.UUID | None = None, way: Way = Way.AUTO,
-    dry_run: bool = False,
+    dry_run: bool = False, supposed: Mapping[str, bytes] | None = None,
 ) -> PushReport:  # fmt: skip
     """Push one branch to the branch of the same name.
 
@@ -53,17 +53,19 @@ async def push(
         push_id: repeat a push under the same id; without it one that was cut goes on under its own.
         way: how the bytes travel.
         dry_run: find out what would be sent, and send nothing.
+        supposed: heads of branches that a dry run takes to be on the server already.
 
     Raises:
-        ClientError: refused; ``code`` is the server's stable code.
+        ClientError: refused, here or by the server; ``code`` is the server's stable code.
         TransferError: the connection was lost; sending again is safe.
     """
     scheme = repository.scheme
     head = repository.branches().get(branch)
     if head is None:
         raise ClientError(f"there is no branch {branch!r} here")
+    sweep(repository)
     async with Api(remote) as api:
-        remote_heads = _heads(await api.get("refs"), repository)
+        remote_heads = {**_heads(await api.get("refs"), repository), **(supposed or {})}
     shown = format_id(head, scheme)
     rules: dict[str, object] = {"branch": branch, "head": shown, "force": force}
     if lease is not None:
@@ -74,10 +76,16 @@ async def push(
             unfinished.end()
         return PushReport(branch, shown, True, dry_run, Move.NONE.value, None)
     move = await _judge(repository, remote_heads.get(branch), head, force, lease)
-    with tempfile.TemporaryDirectory(prefix="museworkd-push-") as directory:
-        async with SpoolDirectory(Path(directory), "spool") as spools:
+    if move.refused and not dry_run:
+        unfinished.end()
+        raise _refused(move, branch, remote_heads.get(branch), repository)
+    with temporary_directory(repository) as directory:
+        async with SpoolDirectory(directory, "spool") as spools:
             with meter.phase("Counting objects") as phase:
-                outgoing = await find_outgoing(repository, head, set(remote_heads.values()), spools)
+                heads = set(remote_heads.values())
+                async with Api(remote) as api:
+                    held = await acknowledged(api, repository, head, heads)
+                outgoing = await find_outgoing(repository, head, heads, spools, held)
                 phase.advance(len(outgoing.blobs) + outgoing.commits)
             way = _choose(way, outgoing)
             planned = PushReport(
@@ -176,6 +184,16 @@ async def _judge(
     if index.shallow():
         return Move.UNKNOWN
     return Move.FORCE if force else Move.NON_FAST_FORWARD
+
+
+def _refused(move: Move, branch: str, there: bytes | None, repository: LocalRepository) -> ClientError:
+    """Say why there is no use in sending, in the code that the server would give."""
+    at = "does not exist there" if there is None else f"is at {format_id(there, repository.scheme)} there"
+    if move is Move.HEAD_MOVED:
+        text = f"the branch {branch!r} {at}, which is not what --expect says: fetch, and look at what has come"
+        return ClientError(f"refused (head_moved): {text}", "head_moved")
+    text = f"the branch {branch!r} {at}, with commits that are not in yours: fetch and merge them, or force (--force)"
+    return ClientError(f"refused (non_fast_forward): {text}", "non_fast_forward")
 
 
 def _heads(refs: Mapping[str, object], repository: LocalRepository) -> dict[str, bytes]:

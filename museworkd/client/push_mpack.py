@@ -65,7 +65,7 @@ class MpackWay:
             url = told.get("upload_url")
             with delivery.meter.phase("Uploading", built.size) as phase:
                 if isinstance(url, str):
-                    async with Uploader(MEDIA_TYPE, resuming=True) as uploader:
+                    async with Uploader(MEDIA_TYPE, resuming=True, meter=delivery.meter) as uploader:
                         try:
                             await uploader.upload(url, FileSource(built.path, built.size), phase)
                         finally:

@@ -136,8 +136,9 @@ class _Sender:
             phase.advance(sum(map(len, lists.values())))
         counts = {"n_objects": len(self._blobs), "n_commits": self._outgoing.commits}
         await self._put(duplex, self._writer.send("E", counts))
-        await self._flush(duplex)
-        await duplex.end()
+        last, self._buffer = bytes(self._buffer), bytearray()
+        await duplex.end(last)
+        self.sent_bytes += len(last)
 
     async def _send_object(self, duplex: Connection, place: Place) -> None:
         named = {"object_id": format_id(place.object_id, self._repository.scheme)}

@@ -11,6 +11,7 @@
     packs/          blobs: pack files
     index.sqlite    commits, snapshots and where blobs lie
     checked-out     the commit whose files were written into the work tree; none: nothing was
+    tmp/            files of commands that run
 
 Refs are written last and atomically, so whatever a ref names is whole. A repository that an import or a clone makes is
 filled as ``.muse.incomplete`` and gets its name when it is whole: one that was killed is no repository, and the same

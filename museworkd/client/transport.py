@@ -22,6 +22,9 @@ ANSWER_BYTES = 16 * 1024 * 1024
 LONGEST_PAUSE_S = 60.0
 """Longer than that nobody waits because a server says so."""
 
+_TOKEN_MAY_HELP = {"unauthenticated", "not_found"}
+"""To somebody without a token, a private repository does not exist."""
+
 
 class Api:
     """Control requests to one repository, one after the other."""
@@ -53,7 +56,10 @@ class Api:
         connection = self._connection
         await connection.ask(method, Target.of(self._remote.at(path)).path, headers, content)
         if connection.status >= 300:
-            raise await answered(connection)
+            error = await answered(connection)
+            if not self._remote.token and error.code in _TOKEN_MAY_HELP:
+                raise ClientError(f"{error} (no token was sent; $MUSEWORKD_TOKEN names one)", error.code)
+            raise error
         _check_unencoded(connection.headers)
         answer = await connection.receive_all(ANSWER_BYTES + 1)
         if len(answer) > ANSWER_BYTES:

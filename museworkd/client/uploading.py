@@ -11,7 +11,7 @@ import trio
 from museworkd.client.blob_packs import PackFiles
 from museworkd.client.connection import Connection, Target
 from museworkd.client.errors import GivenUpError, StaleUrlError, TransferError
-from museworkd.client.progress import Phase
+from museworkd.client.progress import Meter, Phase
 from museworkd.client.transport import answered
 from storage.layout import Place
 
@@ -73,9 +73,16 @@ class BlobSource:
 class Uploader:
     """Uploads, one after the other, over one connection for as long as they go to one place."""
 
-    def __init__(self, media_type: str, *, resuming: bool) -> None:
-        """``resuming``: an earlier attempt may have brought a part already."""
+    def __init__(self, media_type: str, *, resuming: bool, meter: Meter | None = None) -> None:
+        """Take what the uploads have in common.
+
+        Args:
+            media_type: of the contents.
+            resuming: an earlier attempt may have brought a part already.
+            meter: shows that an upload is tried again; without it the phase of the upload tells.
+        """
         self._media_type = media_type
+        self._meter = meter
         self._resuming = resuming
         self._connection: Connection | None = None
         self.sent_bytes = 0
@@ -112,10 +119,23 @@ class Uploader:
                 shown = start + self.sent_bytes - sent
                 failures = 1 if self.sent_bytes - sent >= _HEADWAY_BYTES else failures + 1
                 if failures >= ATTEMPTS:
-                    raise GivenUpError(f"the upload was cut: {error}", error.code) from error
+                    refused = connection.status >= 300
+                    text = f"the upload was {'given up' if refused else 'cut'}: {error}"
+                    raise GivenUpError(text, error.code) from error
+                why = str(error)
                 pause = min(0.25 * 2**failures, _LONGEST_PAUSE_S)
                 pause = pause if error.retry_after_s is None else error.retry_after_s
             await connection.aclose()
+            await self._wait(pause, why, phase)
+
+    async def _wait(self, pause: float, why: str, phase: Phase) -> None:
+        if self._meter is None:  # one of many, each in want of a line of its own
+            phase.note(f"Trying again: {why}")
+            await trio.sleep(pause)
+            phase.note("")
+            return
+        with self._meter.phase("Trying again") as waiting:
+            waiting.note(why)
             await trio.sleep(pause)
 
     async def _connected(self, url: str) -> tuple[Connection, str]:

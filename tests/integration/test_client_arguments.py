@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 import trio
 
+from museworkd.cli.client_options import find_remote
 from museworkd.client.errors import ClientError
-from museworkd.client.transport import Remote
+from museworkd.client.fetch import head_branch
+from museworkd.client.repository import LocalRepository
+from museworkd.client.transport import Api, Remote
 from tests.deployments import with_history
+from tests.http_client import push
+from tests.muse import Push
 from tests.servers import TOKENS, Server, museworkd
 
 EMPTY = "0" * 64
@@ -85,3 +90,49 @@ async def test_remarks_of_a_phase_end_with_it(twin: Server, work: Path) -> None:
     done = await muse("push", f"{twin.url}/alice/y", "-C", str(work / "here"))
     (sending,) = [line for line in done.stderr.splitlines() if line.startswith("Sending")]
     assert "(" not in sending
+
+
+@pytest.mark.parametrize(
+    ("branches", "chosen"),
+    [
+        ({"one", "trunk", "main"}, "trunk"), ({"dev", "main", "master"}, "main"), ({"dev", "master"}, "master"),
+        ({"one", "dev"}, "dev"), (set(), "trunk"),
+    ],
+)  # fmt: skip
+def test_a_clone_is_on_the_default_branch_or_on_the_likeliest(branches: set[str], chosen: str) -> None:
+    """The choice depends on nothing but the names."""
+    assert head_branch(branches, "trunk") == chosen
+
+
+@pytest.mark.usefixtures("expected_errors")
+async def test_a_clone_says_that_the_default_branch_does_not_exist(twin: Server, work: Path) -> None:
+    """Files of another branch are there, and one line on stderr says of which."""
+    await twin.make_repository()
+    for branch in ("dev", "master"):
+        made = Push(branch)
+        made.commit({"name": branch.encode()})
+        assert (await push(twin, made.frames()))["type"] == "R"
+    done = await muse("clone", f"{twin.url}/alice/x", str(work / "here"), "-q")
+    assert (work / "here" / "name").read_text() == "master"
+    assert done.stderr == "note: the default branch 'main' does not exist there; this clone is on 'master'\n"
+
+
+@pytest.mark.usefixtures("expected_errors")
+async def test_without_a_token_a_refusal_says_that_none_was_sent(twin: Server) -> None:
+    """A private repository does not exist for somebody who forgot the token; with one, nothing is said of it."""
+    await twin.make_repository()
+    for token, said in ((None, True), (TOKENS["bob"], False)):
+        async with Api(Remote(f"{twin.url}/alice/x", token)) as api:
+            with pytest.raises(ClientError) as refused:
+                await api.get("refs")
+        assert refused.value.code == "not_found"
+        assert ("no token was sent; $MUSEWORKD_TOKEN names one" in str(refused.value)) is said
+
+
+def test_a_remote_that_is_not_known_is_told_with_an_option_that_exists(work: Path) -> None:
+    """The way out that a message names is one: the option is push's."""
+    with LocalRepository.fresh(work / "here"):
+        pass
+    with LocalRepository(work / "here") as repository, pytest.raises(ClientError) as refused:
+        find_remote(repository, "nosuch", None)
+    assert "`museworkd push URL --set-remote` keeps it as `origin`" in str(refused.value)

@@ -176,6 +176,7 @@ async def test_what_is_sent_after_an_early_answer_is_lost_in_order():
 
     async with answering(answer) as (url, _), Connection(Target.of(url)) as connection:
         await connection.begin("POST", "/", {"transfer-encoding": "chunked"})
+        await connection.send(b"some")
         await connection.response()
         assert await connection.receive_all() == b"{}"
         with pytest.raises(TransferError, match="closed while sending"):

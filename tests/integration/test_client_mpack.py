@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from museworkd.client import uploading, verdicts
+from museworkd.client import transport, uploading, verdicts
 from museworkd.client.errors import ClientError, TransferError
 from museworkd.client.fetch import clone
-from museworkd.client.progress import Quiet
+from museworkd.client.progress import Phase, Quiet
 from museworkd.client.push import Way, push
 from museworkd.client.repository import LocalRepository
 from museworkd.client.transport import Remote
+from storage.errors import StoreUnavailable
+from storage.memory.index import MemoryIndex
+from storage.objects.memory import MemoryStore
+from storage.objects.wrapped import WrappedStore
 from tests.deployments import deployed, with_history
 from tests.http_client import ask
 from tests.integration.cutting import Cut, cutting
 from tests.muse import Push, random_history
-from tests.servers import TOKENS, Server
+from tests.servers import TOKENS, Server, serving
 
 pytestmark = pytest.mark.usefixtures("expected_errors")
 
@@ -67,6 +73,57 @@ async def test_an_upload_that_is_always_cut_is_given_up(server, tmp_path, monkey
     assert len(proxy.cuts) == 100 - uploading.ATTEMPTS
     heads = (await ask(server, "GET", "/alice/to/refs", token="alice")).value["branch_heads"]
     assert heads == {}
+
+
+class FullStore(WrappedStore):
+    """A store that takes no files for a while."""
+
+    def __init__(self, failures: int) -> None:
+        super().__init__(MemoryStore())
+        self.failures = failures
+
+    async def put_file(self, key: str, path: Path) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise StoreUnavailable("injected", temporary=False)
+        await super().put_file(key, path)
+
+
+class Told(Quiet):
+    """What people are shown: the phases, each with its remarks."""
+
+    def __init__(self) -> None:
+        self.phases: list[tuple[str, list[str]]] = []
+
+    @contextmanager
+    def phase(self, name: str, total: int | None = None) -> Iterator[Phase]:
+        with super().phase(name, total) as phase:
+            remarks: list[str] = []
+            phase.note = remarks.append
+            self.phases.append((name, remarks))
+            yield phase
+
+
+@pytest.mark.parametrize("failures", [2, 100])
+async def test_an_upload_that_is_refused_for_now_is_told_as_refused(twin, tmp_path, monkeypatch, failures):
+    """Whoever waits sees that it is tried again and why; nobody is told of a cut that was none."""
+    monkeypatch.setattr(uploading, "_LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr(transport, "LONGEST_PAUSE_S", 0.01)
+    work = await local(twin, tmp_path, large(4))
+    store, told = FullStore(failures), Told()
+    async with serving(MemoryIndex(), store, tmp_path / "second") as server:
+        await server.make_repository(slug="to")
+        remote = Remote(f"{server.url}/alice/to", TOKENS["alice"])
+        with LocalRepository(work) as repository:
+            if failures < uploading.ATTEMPTS:
+                await push(repository, remote, "main", told, way=Way.MPACK)
+            else:
+                with pytest.raises(TransferError) as refused:
+                    await push(repository, remote, "main", told, way=Way.MPACK)
+                assert str(refused.value).startswith("the upload was given up: refused by the server (store_unavail")
+    again = [remarks for name, remarks in told.phases if name == "Trying again"]
+    assert len(again) == min(failures, uploading.ATTEMPTS - 1)
+    assert all("store_unavailable" in remark for [remark] in again)
 
 
 async def test_a_long_unpacking_is_waited_for(database, tmp_path, monkeypatch):

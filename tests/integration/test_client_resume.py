@@ -20,7 +20,7 @@ from museworkd.client import push as pushing
 from museworkd.client.errors import ClientError, TransferError
 from museworkd.client.fetch import clone
 from museworkd.client.progress import Quiet
-from museworkd.client.push import PushReport, Way, push
+from museworkd.client.push import Move, PushReport, Way, push
 from museworkd.client.repository import LocalRepository
 from museworkd.client.transport import Remote
 from museworkd.client.verify import verify
@@ -133,7 +133,13 @@ async def test_a_lost_answer_is_asked_for_and_nothing_is_sent_again(twin, tmp_pa
     assert await proved(twin, tmp_path / "again") == BLOBS
 
 
-async def test_a_refusal_whose_answer_was_lost_is_told(twin, work):
+async def test_a_refusal_whose_answer_was_lost_is_told(twin, work, monkeypatch):
+    """The branch is taken to have moved after this client looked at it: only the server knows."""
+
+    async def unknown(*_: object) -> Move:
+        return Move.UNKNOWN
+
+    monkeypatch.setattr(pushing, "_judge", unknown)
     theirs = Push()
     theirs.commit({"theirs": b"theirs"})
     assert (await push_frames(twin, theirs.frames(), repository="alice/to"))["type"] == "R"
@@ -226,7 +232,9 @@ async def test_a_killed_upload_of_an_mpack_goes_on_in_another_process(twin, tmp_
         proxy.cuts = [Cut(b"PUT", ALL_BYTES * 3 // 4, stall=True)]
         await killed_push(proxy, work, "--way", "mpack")
         before = proxy.sent[MPACK]
+        assert list((work / ".muse" / "tmp").iterdir()) != []
         await pushed(proxy, work, way=Way.MPACK)
+        assert not (work / ".muse" / "tmp").exists()  # what the killed one left is swept
         assert proxy.sent[MPACK] - before < ALL_BYTES // 2
     assert await proved(twin, tmp_path / "again") == BLOBS
 

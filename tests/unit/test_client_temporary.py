@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from museworkd.client.temporary import sweep, temporary_directory
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> LocalRepository:
+def repository(tmp_path: Path) -> Iterator[LocalRepository]:
     with LocalRepository.fresh(tmp_path):
         pass
     with LocalRepository(tmp_path) as opened:
@@ -34,11 +35,16 @@ def test_a_sweep_leaves_what_is_in_use_and_takes_what_is_not(repository):
 
 def test_nothing_is_left_of_a_block_that_fails_or_of_two_at_once(repository):
     """The last one to leave removes the directory of all."""
-    with pytest.raises(RuntimeError), temporary_directory(repository) as outer:
-        with temporary_directory(repository) as inner:
-            assert outer != inner
-        assert outer.is_dir()
-        raise RuntimeError
+
+    def fail() -> None:
+        with temporary_directory(repository) as outer:
+            with temporary_directory(repository) as inner:
+                assert outer != inner
+            assert outer.is_dir()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert not (repository.directory / "tmp").exists()
 
 

@@ -132,8 +132,8 @@ def live(listener_fd: int, directory: Path, database_url: str) -> None:
     async def act(call: str) -> None:
         die()
 
-    def watched(config: Config, index: Any, store: Any, environment: Any) -> Any:
-        return make_services(config, steps.watch(index), steps.watch(store), environment)
+    def watched(config: Config, index: Any, store: Any, *others: Any) -> Any:
+        return make_services(config, steps.watch(index), steps.watch(store), *others)
 
     async def listening(host: str, port: int) -> list[trio.SocketListener]:
         sock = socket.socket(fileno=os.dup(listener_fd))

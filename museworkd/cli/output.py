@@ -21,7 +21,7 @@ def say(text: str) -> None:
 def emit(value: Mapping[str, object] | list[object], as_json: bool, table: Callable[[], Table | str]) -> None:
     """Print a result: JSON, or what a person likes to see."""
     if as_json:
-        click.echo(json.dumps(value, ensure_ascii=False, default=str))
+        click.echo(json.dumps(value, default=str))
         return
     shown = table()
     if isinstance(shown, str):

@@ -256,7 +256,7 @@ async def _connect(target: Target) -> trio.abc.Stream:
         with trio.fail_after(CONNECT_S):
             stream = await trio.open_tcp_stream(target.host, target.port)
             return stream if target.scheme == "http" else await _secured(stream, target)
-    except (OSError, trio.BrokenResourceError, ssl.SSLError) as error:
+    except (OSError, trio.BrokenResourceError, ssl.SSLError, UnicodeError) as error:  # the last: no name of a host
         raise TransferError(f"cannot reach {target.name}: {_reason(error.__cause__ or error)}") from error
     except trio.TooSlowError:
         raise TransferError(f"cannot reach {target.name}: no answer in {CONNECT_S:.0f} s") from None

@@ -104,12 +104,14 @@ class Uploader:
                 where it broke off.
         """
         connection, path = await self._connected(url)
-        start = shown = failures = 0
+        start = shown = failures = furthest = 0
         while True:
             sent = self.sent_bytes
             try:
                 if failures or self._resuming:
                     start = await self._there(connection, path, source.size)
+                    if start >= furthest + _HEADWAY_BYTES:  # by what has arrived: a proxy may take it all and lose it
+                        furthest, failures = start, min(failures, 1)
                 phase.advance(start - shown)
                 await self._put(connection, path, source, start, phase)
                 return
@@ -117,7 +119,7 @@ class Uploader:
                 raise
             except TransferError as error:  # lost, or not now: the cut one may still be held there
                 shown = start + self.sent_bytes - sent
-                failures = 1 if self.sent_bytes - sent >= _HEADWAY_BYTES else failures + 1
+                failures += 1
                 if failures >= ATTEMPTS:
                     refused = connection.status >= 300
                     text = f"the upload was {'given up' if refused else 'cut'}: {error}"

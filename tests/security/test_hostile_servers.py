@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from museworkd.client.errors import ClientError, IntegrityError
+from museworkd.client.errors import ClientError, IntegrityError, TransferError
 from museworkd.client.fetch import FetchReport, fetch
 from museworkd.client.fetch import clone as client_clone
 from museworkd.client.pack_intake import WHOLE_BYTES
@@ -116,6 +116,31 @@ async def test_T8_an_endless_download_is_read_to_its_limit(hostile, tmp_path, st
         await clone(hostile, tmp_path / "here")
     assert hostile.streamed_bytes < 16 * MIB
     assert not (tmp_path / "here").exists()
+
+
+async def test_a_download_that_is_cut_goes_on_and_one_that_begins_anew_for_ever_is_given_up(
+    hostile, tmp_path, monkeypatch
+) -> None:
+    """F30: the last piece of each answer is what the client has not had; a server without ranges brings no headway."""
+    monkeypatch.setattr("museworkd.client.fetch.RESUME_PAUSE_S", 0)
+    made = history()
+    data = mpack(sections(made))
+    third = len(data) // 3
+    for _ in range(2):
+        refs(hostile, made.head)
+    offer(hostile, data, iter([data[:third]]))
+    hostile.say(data[third:], status=206)
+    await clone(hostile, tmp_path / "here")
+    assert hostile.heads[-1][1]["range"] == f"bytes={third}-"
+    assert await proved(tmp_path / "here") == len(made.blobs)
+    for _ in range(2):
+        refs(hostile, made.head)
+    offer(hostile, data, iter([data[:third]]))
+    for number in range(50):
+        hostile.say(iter([data[: third - number % 2]]))
+    with pytest.raises(TransferError):
+        await clone(hostile, tmp_path / "there")
+    assert len(hostile.answers) > 40
 
 
 async def test_T8_a_download_that_no_disk_holds_is_not_begun(hostile, tmp_path) -> None:

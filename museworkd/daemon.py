@@ -10,6 +10,7 @@ import ctypes
 import os
 import resource
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,6 +33,7 @@ log = structlog.get_logger("museworkd")
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _M_ARENA_MAX = -3, -1, -8
 _MMAP_FROM_BYTES = 1024 * 1024
 _ARENAS = 2
+_SWITCH_S = 0.0005
 _FILES_BESIDE = 256
 """Open files that are no connections: object files, spools, the database's sockets, worker threads' pipes."""
 _STOP_S = 90.0
@@ -43,6 +45,7 @@ _EXIT_STUCK = 3
 async def run_daemon(config: Config, announce: Callable[[str], None]) -> None:
     """Serve until told to stop; ``announce`` is called with the URL once requests are answered."""
     tune_allocator()
+    tune_interpreter()
     connections = fit_connections(config.server.max_connections)
     config = replace(config, server=replace(config.server, max_connections=connections))
     environment = SystemEnvironment()
@@ -86,6 +89,15 @@ def tune_allocator() -> None:
         libc.mallopt(_M_ARENA_MAX, _ARENAS)
         libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_FROM_BYTES)
         libc.mallopt(_M_TRIM_THRESHOLD, _MMAP_FROM_BYTES)
+
+
+def tune_interpreter() -> None:
+    """Hand the interpreter over faster than by default: a thread in a transaction asks for it after each statement.
+
+    With the default of 5 ms a transaction of 25 statements holds its connection for an eighth of a second beside one
+    busy thread.
+    """
+    sys.setswitchinterval(_SWITCH_S)
 
 
 def fit_connections(wanted: int) -> int:

@@ -115,6 +115,8 @@ def commands_page() -> str:
     )
     context = click.Context(main, info_name="museworkd")
     for path, command in walk(context, main):
+        if hasattr(command, "_help_option"):  # kept from whoever ran it first, by other names perhaps
+            command._help_option = None  # noqa: SLF001
         with click.Context(command, info_name=path, terminal_width=78, help_option_names=["-h", "--help"]) as inner:
             out += f"\n## {path}\n\n```\n{command.get_help(inner)}\n```\n"
     return out

@@ -4,7 +4,7 @@ PY := .venv/bin/python
 REPO ?= .
 WORKERS ?= 2
 
-.PHONY: help setup demo test run lint types imports check fuzz bench clean
+.PHONY: help setup demo test run lint types imports check fuzz sim sim-nightly bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,12 @@ check: lint types imports test  ## everything a change has to pass
 
 fuzz: setup  ## fuzz the decoders for SECONDS each (default 60), starting from the corpus
 	@$(PY) -m tests.fuzz.run $(or $(SECONDS),60)
+
+sim: setup  ## simulate SEEDS=2000 histories under faults, or replay one (SEED=17; docs/how-to/simulate.md)
+	@$(PY) -m tests.simulation.run $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),2000))
+
+sim-nightly: setup  ## simulate 100,000 seeds beyond those of make test (FIRST=2000)
+	@$(PY) -m tests.simulation.run --first $(or $(FIRST),2000) --seeds $(or $(SEEDS),100000) --failures 20
 
 bench: setup  ## measure against git (WORKLOADS="L XL-random" RUNS=3; more in docs/how-to/bench.md)
 	@$(PY) -m bench $(if $(WORKLOADS),--workloads $(WORKLOADS)) $(if $(BUNDLES),--real $(BUNDLES)) \

@@ -35,6 +35,9 @@ class Actor(abc.ABC, Generic[M]):
         self._send, self._receive = trio.open_memory_channel[M](mailbox_size)
         self._handled = 0
         self._running = False
+        self._stirred = trio.Event()
+        self._woken = False
+        self._questions: list[trio.Event] = []
 
     async def post(self, message: M) -> None:
         """Put a message into the mailbox, waiting for room.
@@ -71,6 +74,40 @@ class Actor(abc.ABC, Generic[M]):
         message = await self._receive.receive()
         self._handled += 1
         return message
+
+    async def rest(self, seconds: float) -> None:
+        """Wait until time has passed or :meth:`wake` is called, answering the watchdog meanwhile."""
+        await trio.lowlevel.checkpoint()
+        with trio.move_on_after(seconds):
+            while True:
+                self.answer()
+                if self._woken:
+                    break
+                self._stirred = trio.Event()
+                await self._stirred.wait()
+        self._woken = False
+
+    def wake(self) -> None:
+        """End the present rest, or else the next one as soon as it begins."""
+        self._woken = True
+        self._stirred.set()
+
+    async def round_trip(self) -> None:
+        """Wait until the actor has come to answer; only an actor that takes rests does."""
+        question = trio.Event()
+        self._questions.append(question)
+        self._stirred.set()
+        try:
+            await question.wait()
+        finally:
+            if question in self._questions:
+                self._questions.remove(question)
+
+    def answer(self) -> None:
+        """Answer the watchdog in the middle of long work."""
+        questions, self._questions = self._questions, []
+        for question in questions:
+            question.set()
 
     def statistics(self) -> ActorStatistics:
         """Give a look at the actor."""

@@ -57,6 +57,9 @@ async def update_branches(
     result = await index.move_branches(repository.number, moves, handle, now)
     if result.outcome is Outcome.GONE:
         raise Refusal(Code.NOT_FOUND, "the repository was deleted meanwhile")
+    if result.outcome is Outcome.NOT_HELD:
+        detail = f"the commit that {result.branch!r} should be at was collected meanwhile: push it first"
+        raise Refusal(Code.MISSING_PARENTS, detail)
     if result.outcome is not Outcome.MOVED:
         raise _head_moved(result.branch or "", result.head, scheme)
 

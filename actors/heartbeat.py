@@ -79,7 +79,7 @@ class HeartbeatClock(Actor[None]):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._renew)
             while True:
-                await trio.sleep(self._period_s)
+                await self.rest(self._period_s)
                 self._heartbeats.tick(self._quiet_s)
 
     async def handle(self, message: None) -> None:

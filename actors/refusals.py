@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from actors.supervisor import Draining
 from storage.errors import (
     IndexUnavailable,
+    LeaseLost,
     ObjectDamaged,
     ObjectMissing,
     QuotaExceeded,
     StaleTicket,
     StoreFull,
     StoreUnavailable,
+    Tombstoned,
 )
 from wire.errors import Code, Refusal
 
@@ -49,6 +51,10 @@ def _infrastructure(error: BaseException) -> Refusal | None:
     match error:
         case StaleTicket():
             return Refusal(Code.PUSH_SUPERSEDED, "another connection has taken this push over, or it has its verdict")
+        case Tombstoned():
+            return Refusal(Code.BUSY, "an object of this push is being collected at the moment: send it again")
+        case LeaseLost():
+            return Refusal(Code.BUSY, "it took too long, and what it relied on may have been collected: try again")
         case QuotaExceeded():
             return quota_refusal(error.used, error.reserved, error.quota)
         case Draining():

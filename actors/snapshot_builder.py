@@ -24,6 +24,8 @@ from wire.records import Snapshot, SnapshotDelta, delta_record, snapshot_record
 _SMALL_ENTRIES = LARGE_MAP_ENTRIES
 """Full snapshots up to this size are compared with the one before them entry by entry, in dictionaries."""
 
+_FEW_PART = REBASED_PART
+"""Of larger ones, changes are looked for up to this part of the content."""
 _SIBLING_FACTOR = 4
 
 
@@ -75,7 +77,7 @@ class BuiltSnapshot:
             yield canonical_bytes(Kind.SNAPSHOT, record, limits)
             return
         if key != "manifest":  # in order; a delta's are as they came
-            entries = dict(sorted(entries.items()))
+            entries = Entries(empty_manifest(None).apply(entries, limits=limits))
         yield from canonical_with_map(record, key, entries, scheme, limits)
 
 
@@ -126,8 +128,9 @@ class SnapshotBuilder:
             sent_with, sent, anchor = base_id, len(packed), cost.anchor(snapshot_id, base_id)
             if anchor is not None and anchor not in bases and ask:
                 raise AnchorWanted(anchor)
-            if anchor is not None and anchor in bases:
-                nearer = Changes(*bases[anchor].changes_to(manifest), manifest.directories)
+            few = None if anchor is None or anchor not in bases else _few_changes(bases[anchor], manifest)
+            if anchor is not None and few is not None:
+                nearer = Changes(*few, manifest.directories)
                 repacked = pack_changes(nearer)
                 small = len(repacked) * REBASED_PART <= manifest.text_bytes + 1024
                 if small and not cost.due(snapshot_id, anchor, repacked, manifest):
@@ -176,10 +179,20 @@ class SnapshotBuilder:
             remove = tuple(path for path in old if path not in item.manifest)
         else:
             alone = self._empty.apply(item.manifest, (), item.directories, limits)
-            upsert, remove = base.changes_to(alone)
+            few = base.few_changes_to(alone, len(alone) // _FEW_PART)
+            if few is None:
+                return None, alone, item.manifest, ()
+            upsert, remove = few
+            del alone
         if len(upsert) + len(remove) < len(item.manifest):
             return self.last, base.apply(upsert, remove, item.directories, limits), upsert, remove
         return None, self._empty.apply(item.manifest, (), item.directories, limits), item.manifest, ()
+
+
+def _few_changes(base: Manifest, manifest: Manifest) -> tuple[dict[str, bytes], list[str]] | None:
+    """Give changes that may be stored instead of the full content: more of them would only be thrown away."""
+    most = len(manifest) if len(manifest) <= _SMALL_ENTRIES else len(manifest) // _FEW_PART
+    return base.few_changes_to(manifest, most)
 
 
 def _extras(extras: Mapping[str, object]) -> bytes:

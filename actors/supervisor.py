@@ -4,6 +4,9 @@ Restart policies are Erlang's: a *permanent* child is started again whenever it 
 crashed, a *temporary* one never. When more restarts than the intensity allows happen within the period, the
 fault is not one a restart mends, and the supervisor itself gives up.
 
+A question of the watchdog (``actors.watchdog``) goes the way of every request: through the supervisor's own loop, to
+every permanent child, and back.
+
 Draining: new temporary actors are refused, the running ones may finish until the deadline, then everything is
 cancelled.
 """
@@ -55,6 +58,15 @@ class SupervisorStatistics:
     draining: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """A question from the watchdog on its way through the tree."""
+
+    limit_s: float
+    silent: list[Actor[Any]]
+    done: trio.Event
+
+
 class Draining(Exception):
     """No new actors are taken."""
 
@@ -72,10 +84,13 @@ class Supervisor:
         self._recent: deque[float] = deque()
         self._restarts = 0
         self._running: dict[int, Actor[Any]] = {}
+        self._permanent: dict[int, Actor[Any]] = {}
         self._temporaries = 0
         self._idle = trio.Event()
-        self._requests, self._accepted = trio.open_memory_channel[Child](_START_REQUESTS)
+        self._requests, self._accepted = trio.open_memory_channel[Child | _Round](_START_REQUESTS)
         self.draining = False
+        self.silent: tuple[str, ...] = ()
+        """Permanent actors that the watchdog has given up on."""
 
     async def run(self, children: list[Child], task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run ``children`` and whatever is started later, until cancelled.
@@ -87,8 +102,11 @@ class Supervisor:
             for child in children:
                 nursery.start_soon(self._keep, child)
             task_status.started()
-            async for child in self._accepted:
-                nursery.start_soon(self._keep, child)
+            async for request in self._accepted:
+                if isinstance(request, _Round):
+                    nursery.start_soon(self._ask_all, request)
+                else:
+                    nursery.start_soon(self._keep, request)
 
     async def start(self, actor: Actor[Any]) -> None:
         """Start a temporary actor.
@@ -114,6 +132,18 @@ class Supervisor:
                 await self._idle.wait()
         return self._temporaries == 0
 
+    async def round_trip(self, limit_s: float) -> list[Actor[Any]] | None:
+        """Ask every permanent actor for a sign of life; gives those that had none within ``limit_s`` seconds.
+
+        ``None``: the supervisor itself had none.
+        """
+        asked = _Round(limit_s, [], trio.Event())
+        with trio.move_on_after(2 * limit_s):
+            await self._requests.send(asked)
+            await asked.done.wait()
+            return asked.silent
+        return None
+
     def statistics(self) -> SupervisorStatistics:
         """Give a look at the tree."""
         return SupervisorStatistics(
@@ -135,6 +165,8 @@ class Supervisor:
     async def _run_once(self, child: Child) -> bool:
         actor = child.make()
         self._running[id(actor)] = actor
+        if child.restart is Restart.PERMANENT:
+            self._permanent[id(actor)] = actor
         try:
             await actor.live()
         except Exception:  # whatever a child dies of, it is the supervisor that decides what follows
@@ -142,7 +174,20 @@ class Supervisor:
             return True
         finally:
             del self._running[id(actor)]
+            self._permanent.pop(id(actor), None)
         return False
+
+    async def _ask_all(self, asked: _Round) -> None:
+        async with trio.open_nursery() as nursery:
+            for actor in list(self._permanent.values()):
+                nursery.start_soon(self._ask, actor, asked)
+        asked.done.set()
+
+    async def _ask(self, actor: Actor[Any], asked: _Round) -> None:
+        with trio.move_on_after(asked.limit_s) as waiting:
+            await actor.round_trip()
+        if waiting.cancelled_caught and id(actor) in self._permanent:  # one that has ended lives again soon
+            asked.silent.append(actor)
 
     def _count_restart(self, child: Child) -> None:
         now = trio.current_time()

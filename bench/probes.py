@@ -1,4 +1,4 @@
-"""Workloads of which only our server is asked: many clients at once, many ids, one large file."""
+"""Workloads of which only our server is asked: many clients at once, many ids, one large file, many jobs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bench import jobs
 from bench.bodies import make_bodies
 from bench.crowd import measure_crowd, repositories
 from bench.many import ask_about, growth, push_all, read_ids
 from bench.muse_peer import MusePeer
 from bench.peers import Content, Sample
 from bench.rounds import Results, say
-from bench.targets import GROWTH, HOLDS, PROBES, UPLOAD
+from bench.targets import CLAIMED, GROWTH, HOLDS, PROBES, UPLOAD
 from bench.upload import REPOSITORY, random_pieces, upload
 from bench.workloads import GROWING, SHAPES, Shape
 
@@ -37,7 +38,7 @@ class Probes:
         wanted &= PROBES[name]
         if not wanted:
             return
-        probe = {"CROWD": self._crowd, "MANY": self._many, "FILE": self._file}[name]
+        probe = {"CROWD": self._crowd, "MANY": self._many, "FILE": self._file, "JOBS": self._jobs}[name]
         began = time.monotonic()
         place.mkdir(parents=True)
         try:
@@ -77,6 +78,12 @@ class Probes:
             upload(self._peer.daemon, random_pieces(runs, 4))  # a small one before: nobody is measured loading code
             for number in range(runs):
                 self._add(name, UPLOAD, [upload(self._peer.daemon, random_pieces(number))])
+
+    def _jobs(self, name: str, _: frozenset[str], runs: int, place: Path) -> None:
+        with jobs.database(place) as conninfo:  # no daemon: it would claim them itself
+            jobs.measure(conninfo, 100)
+            for _run in range(runs):
+                self._add(name, CLAIMED, [jobs.measure(conninfo)])
 
     @contextmanager
     def _served(self, name: str) -> Iterator[None]:

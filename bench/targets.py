@@ -30,15 +30,18 @@ KNOWN_FEW, KNOWN_MANY, UNKNOWN = "presign 1000 known", "presign 50000 known", "p
 NEGOTIATE = "negotiate 1000"
 GROWTH = "growth"
 UPLOAD = "upload"
+CLAIMERS = 4
+CLAIMED = f"jobs by {CLAIMERS} claimers"
 PROBES = {
     "CROWD": frozenset({CROWD_PUSH, CROWD_CLONE}),
     "MANY": frozenset({GROWTH, KNOWN_FEW, KNOWN_MANY, UNKNOWN, NEGOTIATE}),
     "FILE": frozenset({UPLOAD}),
+    "JOBS": frozenset({CLAIMED}),
 }
 """Workloads of which only our server is asked, and what is measured on each."""
 OPERATIONS = (
     FIRST_PUSH, STREAM, PRESIGNED, MPACK, CLONE, NO_OP, REPUSH, REPUSH_ELSEWHERE, REFS, INCREMENT, BESIDE,
-    CROWD_PUSH, CROWD_CLONE, GROWTH, KNOWN_FEW, KNOWN_MANY, UNKNOWN, NEGOTIATE, UPLOAD,
+    CROWD_PUSH, CROWD_CLONE, GROWTH, KNOWN_FEW, KNOWN_MANY, UNKNOWN, NEGOTIATE, UPLOAD, CLAIMED,
 )  # fmt: skip
 HOLD_P50, HOLD_P99, HOLD_MAX = "hold_p50_ms", "hold_p99_ms", "hold_max_ms"
 TIMES_ALONE, ERRORS, PER_S = "times_alone", "errors", "per_s"
@@ -118,6 +121,7 @@ TARGETS = (
     Target("*", CROWD_PUSH, TIMES_ALONE, 1.5, at_least=True, unit="× alone"),
     *(Target("*", operation, ERRORS, 0.0) for operation in (CROWD_PUSH, CROWD_CLONE)),
     Target("*", UPLOAD, OF_SHA256, 0.8, at_least=True, unit="× sha256"),
+    Target("*", CLAIMED, PER_S, 1500.0, at_least=True, unit="jobs/s"),
     *(Target("*", GROWTH, metric, 1.1) for metric in (SLOPE, SERVER_SLOPE)),
 )
 _PROMISED_ALWAYS = {"server_peak_bytes", HOLD_P99, HOLD_MAX, ERRORS}

@@ -59,6 +59,8 @@ class Shape:
     grows: bool = False
     increments: bool = False
     """Whether incremental pushes are measured on it."""
+    nightly: bool = False
+    """Whether it takes so long that it is measured only when it is asked for by name."""
 
     @property
     def objects(self) -> int:
@@ -86,6 +88,7 @@ SHAPES = {
         Shape("XL-text", 1000, 100, 10240, 5, text=True),
         Shape("XL-random", 1000, 100, 10240, 5, text=False, increments=True),
         Shape("XL-grow", 1000, 5, 10240, 5, text=False, grows=True),
+        Shape("HUGE", 20_000, 1_000, 10240, 10, text=False, nightly=True),
     )
 }
 GROWING = {

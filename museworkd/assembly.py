@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,11 +13,18 @@ import trio
 
 from actors.fetch.assemble import FETCHES_AT_ONCE, FetchServices
 from actors.heartbeat import HeartbeatClock, Heartbeats
+from actors.jobs.builtin import builtin_registry
+from actors.jobs.handler import JobServices
+from actors.jobs.registry import Registry, UnusableHandler
+from actors.jobs.runner import JobObserver
+from actors.jobs.runner import unobserved as unobserved_job
+from actors.jobs.work import JobWork
 from actors.push.confirm import ConfirmSlots
 from actors.push.context import PushServices
 from actors.push.observed import Observer, unobserved
 from actors.supervisor import Child, Supervisor
-from museworkd.config import Config
+from actors.watchdog import ROUND_S, Watchdog
+from museworkd.config import Config, ConfigError
 from museworkd.http.control import LARGE_BODIES_AT_ONCE
 from museworkd.http.id_lists import ID_LISTS_MIB
 from museworkd.http.recent_repositories import RecentRepositories
@@ -25,6 +33,7 @@ from museworkd.http.signed_urls import SECRET_BYTES, SECRET_NAME, UrlSigner
 from museworkd.http.small_uploads import SmallUploads
 from museworkd.http.uploads import Uploads
 from museworkd.keepers import EmbeddedKeeper, ExpiryKeeper
+from museworkd.service_manager import ServiceManager
 from storage.environment import Environment, SystemEnvironment
 from storage.index import Index
 from storage.migrate import check_schema, migrate
@@ -100,7 +109,10 @@ async def make_services(
     uploads = Uploads(config.data_dir / "uploads")
     services = HttpServices(
         index, store, environment, Supervisor(),
-        PushServices(index, store, environment, heartbeats, spool_dir, config.limits, observe=observe),
+        PushServices(
+            index, store, environment, heartbeats, spool_dir, config.limits, observe=observe,
+            followup_delay_s=config.jobs.after_push_s,
+        ),
         FetchServices(index, store, environment, spool_dir, config.limits, Slots(FETCHES_AT_ONCE)),
         Slots(LARGE_BODIES_AT_ONCE), Slots(ID_LISTS_MIB), ConfirmSlots(), signer, uploads, SmallUploads(store),
         RecentRepositories(index), config.limits, config.server,
@@ -113,9 +125,38 @@ async def make_services(
     return services, children
 
 
+def make_work(
+    config: Config, services: HttpServices, observe: JobObserver = unobserved_job, registry: Registry | None = None
+) -> JobWork:
+    """Make what does jobs in a daemon.
+
+    Raises:
+        ConfigError: the handler of an installed package cannot be used.
+    """
+    if registry is None:
+        registry = builtin_registry()
+        try:
+            loaded = registry.load_entry_points()
+        except UnusableHandler as error:
+            raise ConfigError(str(error)) from error
+        if loaded:
+            log.info("handlers of installed packages", types=loaded)
+    fetch, environment = services.fetch, services.environment
+    job_services = JobServices(
+        services.index, services.store, environment, fetch.spool_dir, config.limits, fetch, config.jobs
+    )
+    worker = f"{socket.gethostname()}/{os.getpid()}/{environment.random_bytes(3).hex()}"
+    return JobWork(job_services, services.supervisor, registry, worker, observe)
+
+
 def keeper_of(embedded: EmbeddedPostgres) -> Child:
     """Give the child that starts the embedded PostgreSQL again when it dies."""
     return Child("embedded postgres", lambda: EmbeddedKeeper(embedded))
+
+
+def watchdog_of(supervisor: Supervisor, manager: ServiceManager) -> Child:
+    """Give the child that asks all others for a sign of life, and tells the service manager."""
+    return Child("watchdog", lambda: Watchdog(supervisor, manager.alive, manager.round_s(ROUND_S)))
 
 
 def _prepare_schema(config: Config, settings: DatabaseSettings) -> None:

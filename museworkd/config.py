@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from actors.jobs.settings import JobSettings
 from museworkd.http.settings import HttpSettings
 from storage.objects.durability import Durability
 from storage.postgres.database import without_password
@@ -27,7 +28,12 @@ NOT_SETTINGS = {"MUSEWORKD_CONFIG", "MUSEWORKD_TOKEN", "MUSEWORKD_PLAIN_HTTP_HOS
 """Variables of the prefix that are not settings: the configuration file, a client's token and the hosts that get it
 over plain http, test input."""
 SECRETS = {"database.url"}
-MAY_BE_ZERO = {"limits.owner_quota_bytes"}
+ROLES = ("web", "worker", "all")
+MAY_BE_ZERO = {
+    "jobs.after_push_s",
+    "limits.owner_quota_bytes", "limits.content_cache_object_bytes", "jobs.gc_every_s", "jobs.scrub_every_s",
+    "jobs.prebuild_bytes",
+}  # fmt: skip
 DEFAULT_FILES = (Path("museworkd.toml"), Path("/etc/museworkd/museworkd.toml"))
 
 
@@ -49,6 +55,8 @@ class ServerConfig(HttpSettings):
     """A push's client hears from the server at least this often."""
     presign_s: int = 3600
     """Life of a signed URL."""
+    role: str = "all"
+    """``web``: answers clients; ``worker``: does jobs and answers ``/livez`` and ``/readyz`` only; ``all``: both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +123,7 @@ class Config:
     limits: Limits = field(default_factory=Limits)
     log: LogConfig = field(default_factory=LogConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    jobs: JobSettings = field(default_factory=JobSettings)
 
     @property
     def bind_address(self) -> tuple[str, int]:
@@ -285,6 +294,8 @@ def _check(config: Config) -> None:
         parts = urlsplit(config.server.public_url)
         if parts.scheme not in {"http", "https"} or not parts.netloc or config.server.public_url.endswith("/"):
             raise ConfigError("server.public_url is http(s)://host[:port][/prefix], without a slash at the end")
+    if config.server.role not in ROLES:
+        raise ConfigError(f"server.role is web, worker or all, not {config.server.role!r}")
     if config.log.level not in {"debug", "info", "warning", "error"}:
         raise ConfigError(f"log.level is debug, info, warning or error, not {config.log.level!r}")
     if config.log.format not in {"auto", "json", "console"}:

@@ -1,7 +1,8 @@
 """The daemon: everything assembled, started in order, and stopped in order.
 
 A first SIGINT or SIGTERM drains: no new connections and pushes, the running ones may finish until
-``server.drain_s``. A second one ends at once; nothing acknowledged is lost by that either.
+``server.drain_s``, jobs included; a job that is not done then is given back. A second one ends at once; nothing
+acknowledged is lost by that either.
 """
 
 from __future__ import annotations
@@ -12,20 +13,32 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import structlog
 import trio
 
+from actors.jobs.work import JobWork
 from actors.spool import sweep
-from museworkd.assembly import STALE_TEMPORARY_S, keeper_of, make_services, open_deployment, open_store
+from museworkd.assembly import (
+    STALE_TEMPORARY_S,
+    keeper_of,
+    make_services,
+    make_work,
+    open_deployment,
+    open_store,
+    watchdog_of,
+)
 from museworkd.config import Config, address
 from museworkd.http.app import HttpApp
 from museworkd.http.server import HttpServer, open_listeners
+from museworkd.service_manager import ServiceManager
 from museworkd.telemetry.metrics import Metrics, MetricsApp
 from museworkd.telemetry.sources import add_sources
 from storage.environment import SystemEnvironment
+from storage.errors import IndexUnavailable
 from storage.postgres.database import DatabaseStatistics
 
 log = structlog.get_logger("museworkd")
@@ -34,11 +47,13 @@ _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _M_ARENA_MAX = -3, -1, -8
 _MMAP_FROM_BYTES = 1024 * 1024
 _ARENAS = 2
 _SWITCH_S = 0.0005
+_LEAST_THREADS = 2
 _FILES_BESIDE = 256
 """Open files that are no connections: object files, spools, the database's sockets, worker threads' pipes."""
 _STOP_S = 90.0
 """After the drain: closing the pool and stopping the embedded PostgreSQL, which may have to be killed."""
 _STOP_AT_ONCE_S = 30.0
+_GIVE_BACK_S = 5.0
 _EXIT_STUCK = 3
 
 
@@ -56,13 +71,17 @@ async def run_daemon(config: Config, announce: Callable[[str], None]) -> None:
             store = await open_store(config, environment)
             metrics = Metrics()
             services, children = await make_services(config, deployment.index, store, environment, metrics.observe_push)
+            work = None if config.server.role == "web" else make_work(config, services, metrics.observe_job)
+            children += [] if work is None else work.children()
             if deployment.embedded is not None:
                 children.append(keeper_of(deployment.embedded))
-            server = HttpServer(HttpApp(services), config.server)
+            manager = ServiceManager()
+            children.append(watchdog_of(services.supervisor, manager))
+            server = HttpServer(HttpApp(services, config.server.role == "worker"), config.server)
             listeners = await open_listeners(*config.bind_address)
             host, port = listeners[0].socket.getsockname()[:2]
-            add_sources(metrics, services, deployment.index, store, server)
-            async with trio.open_nursery() as nursery:
+            add_sources(metrics, services, deployment.index, store, server, work)
+            async with _giving_back(work), trio.open_nursery() as nursery:
                 if config.metrics.bind:
                     await nursery.start(_serve_metrics, metrics, config)
                 await nursery.start(services.supervisor.run, children)
@@ -70,7 +89,9 @@ async def run_daemon(config: Config, announce: Callable[[str], None]) -> None:
                 stopped = trio.Event()
                 nursery.start_soon(_serve, server, listeners, stop, stopped, config.server.drain_s)
                 announce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+                manager.ready()
                 await _first(signals)
+                manager.stopping()
                 log.info("draining", seconds=config.server.drain_s)
                 _end_within(config.server.drain_s + _STOP_S)
                 nursery.start_soon(_second, signals, nursery.cancel_scope)
@@ -94,10 +115,10 @@ def tune_allocator() -> None:
 def tune_interpreter() -> None:
     """Hand the interpreter over faster than by default: a thread in a transaction asks for it after each statement.
 
-    With the default of 5 ms a transaction of 25 statements holds its connection for an eighth of a second beside one
-    busy thread.
+    Nor are there more threads that ask for it to compute than there are cores: they would only take it from each other.
     """
     sys.setswitchinterval(_SWITCH_S)
+    trio.to_thread.current_default_thread_limiter().total_tokens = max(_LEAST_THREADS, len(os.sched_getaffinity(0)))
 
 
 def fit_connections(wanted: int) -> int:
@@ -111,6 +132,22 @@ def fit_connections(wanted: int) -> int:
     if fitting < wanted:
         log.warning("fewer connections than server.max_connections: open files are limited", connections=fitting)
     return fitting
+
+
+@asynccontextmanager
+async def _giving_back(work: JobWork | None) -> AsyncIterator[None]:
+    """When nothing runs any more, let other daemons have what is left of this one's jobs at once."""
+    try:
+        yield
+    finally:
+        if work is not None:
+            with trio.move_on_after(_GIVE_BACK_S, shield=True) as limit:
+                try:
+                    await work.give_back()
+                except IndexUnavailable as error:
+                    log.warning("jobs not given back: they are recovered when their claims are stale", error=str(error))
+            if limit.cancelled_caught:
+                log.warning("jobs not given back in time: they are recovered when their claims are stale")
 
 
 def _log_use(database: DatabaseStatistics) -> None:

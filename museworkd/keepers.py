@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
+from typing import Protocol
+
 import structlog
 import trio
 
@@ -10,8 +13,10 @@ from museworkd.http.uploads import Uploads
 from storage.environment import Environment
 from storage.errors import IndexUnavailable, StorageError
 from storage.index import Holdings
+from storage.layout import fetch_pack_id
 from storage.object_store import ObjectStore
 from storage.postgres.embedded import EmbeddedPostgres
+from storage.prebuilt import Prebuilt
 
 log = structlog.get_logger("keeper")
 
@@ -33,7 +38,7 @@ class EmbeddedKeeper(Actor[None]):
     async def run(self) -> None:
         """Look after it for ever."""
         while True:
-            await trio.sleep(LOOK_EVERY_S)
+            await self.rest(LOOK_EVERY_S)
             try:
                 if await trio.to_thread.run_sync(self._embedded.alive):
                     continue
@@ -46,11 +51,15 @@ class EmbeddedKeeper(Actor[None]):
         """The keeper takes no messages."""
 
 
+class Expiring(Holdings, Prebuilt, Protocol):
+    """The parts of the index that keep what expires."""
+
+
 class ExpiryKeeper(Actor[None]):
     """Delete what has its time: fetch packs, uploads nobody came back for, holdings no push has claimed."""
 
     def __init__(
-        self, store: ObjectStore, index: Holdings, uploads: Uploads, environment: Environment, keep_s: float
+        self, store: ObjectStore, index: Expiring, uploads: Uploads, environment: Environment, keep_s: float
     ) -> None:
         super().__init__("expired", mailbox_size=0)
         self._store = store
@@ -69,25 +78,35 @@ class ExpiryKeeper(Actor[None]):
             else:
                 if deleted:
                     log.info("swept expired files", count=deleted)
-            await trio.sleep(SWEEP_EVERY_S)
+            await self.rest(SWEEP_EVERY_S)
 
     async def sweep(self) -> int:
         """Delete what has expired; gives how many."""
         limit = self._environment.now().timestamp() - self._keep_s
+        while await self._index.forget_prebuilt(dt.datetime.fromtimestamp(limit, dt.UTC), _FORGET_BATCH):
+            pass
         count = await trio.to_thread.run_sync(self._uploads.sweep, limit)
         for prefix in _EXPIRING:
             expired: list[str] = []
             async for stored in self._store.scan(prefix):
+                self.answer()
                 if stored.modified < limit:
                     expired.append(stored.key)
                 if len(expired) >= _DELETE_BATCH:
-                    await self._store.delete(expired)
-                    count, expired = count + len(expired), []
-            await self._store.delete(expired)
-            count += len(expired)
+                    count += await self._delete(expired)
+                    expired = []
+            count += await self._delete(expired)
         while forgotten := await self._index.forget_held(self._environment.now(), _FORGET_BATCH):
             count += forgotten
         return count
+
+    async def _delete(self, keys: list[str]) -> int:
+        """Delete what no clone made ahead is named by."""
+        packs = {pack_id: key for key in keys if (pack_id := fetch_pack_id(key)) is not None}
+        kept = {packs[pack_id] for pack_id in await self._index.kept_prebuilt(list(packs))} if packs else set()
+        gone = [key for key in keys if key not in kept]
+        await self._store.delete(gone)
+        return len(gone)
 
     async def handle(self, message: None) -> None:
         """The keeper takes no messages."""

@@ -56,3 +56,11 @@ class QuotaExceeded(StorageError):
 
 class StaleTicket(StorageError):
     """A newer attempt of the same push has begun, or the push has its verdict."""
+
+
+class Tombstoned(StorageError):
+    """What is to be recorded is being collected: it has to be stored again, after that."""
+
+
+class LeaseLost(StorageError):
+    """What somebody relied on may have been collected: they were not heard of for too long."""

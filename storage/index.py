@@ -16,17 +16,23 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from storage.collection import Collection
+from storage.content_cache import ContentCache
+from storage.insights import Insights
+from storage.job_queue import Jobs
+from storage.job_rows import NewJob
+from storage.labels import Labels
 from storage.layout import Place
+from storage.pack_repair import PackRepairs
+from storage.prebuilt import Prebuilt
 from storage.rows import (
     Access,
     BranchLogEntry,
     BranchMove,
     BranchTip,
     CommitRow,
-    Job,
     Known,
     MoveResult,
-    NewJob,
     NewRepository,
     OwnerUsage,
     PushRecord,
@@ -84,6 +90,9 @@ class Repositories(Protocol):
 
     async def list_repositories(self, handle: str | None, everything: bool = False) -> list[Repository]:
         """List what an identity may read (``None``: anybody), or everything, by name."""
+
+    async def repositories_numbered(self, numbers: Sequence[int]) -> dict[int, Repository]:
+        """Find repositories by number; those that are gone are left out."""
 
     async def update_repository(
         self, number: int, visibility: Visibility, settings: RepositorySettings, default_branch: str
@@ -145,6 +154,7 @@ class Pushes(Protocol):
         Raises:
             QuotaExceeded: with what else is under way, its owner would hold more than it may. Nothing was recorded,
                 and what the push has brought so far is not counted as on its way until it is begun again.
+            Tombstoned: some of them are being collected: the next attempt has to store them again.
         """
 
     async def lacking_blobs(self, ticket: PushTicket, object_ids: Sequence[bytes]) -> list[bytes]:
@@ -223,8 +233,21 @@ class Holdings(Protocol):
         ``HELD_S``.
         """
 
-    async def hold_blobs(self, repo: int, scheme: Scheme, blobs: Sequence[StoredBlob], expires: dt.datetime) -> None:
-        """Record blobs that are in the store now, and hold them for a repository; never for less long than before."""
+    async def hold_blobs(
+        self,
+        repo: int,
+        scheme: Scheme,
+        blobs: Sequence[StoredBlob],
+        expires: dt.datetime,
+        lease: uuid.UUID | None = None,
+    ) -> None:
+        """Record blobs that are in the store now, and hold them for a repository; never for less long than before.
+
+        They were put there by somebody who had taken that lease.
+
+        Raises:
+            LeaseLost, Tombstoned: they may be gone again: put them there anew.
+        """
 
     async def claim_blobs(
         self, ticket: PushTicket, scheme: Scheme, object_ids: Sequence[bytes], now: dt.datetime
@@ -266,13 +289,6 @@ class Quotas(Protocol):
         """Let go of a reservation, if there is one."""
 
 
-class Jobs(Protocol):
-    """What is to be done later; jobs are enqueued by :meth:`Pushes.accept_push`."""
-
-    async def list_jobs(self, repo: int) -> list[Job]:
-        """Give the newest jobs of a repository, oldest first."""
-
-
 class History(Protocol):
     """Reading what was accepted."""
 
@@ -307,7 +323,10 @@ class History(Protocol):
         """Say where blobs are that an accepted push of this repository holds."""
 
 
-class Index(Identities, Repositories, Pushes, Holdings, Quotas, Jobs, History, Protocol):
+class Index(
+    Identities, Repositories, Pushes, Holdings, Quotas, Jobs, History, ContentCache, PackRepairs,
+    Prebuilt, Insights, Collection, Labels, Protocol,
+):  # fmt: skip
     """The whole port."""
 
     async def ping(self) -> None:

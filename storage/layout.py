@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from wire.ids import Kind, Scheme, hasher_for
 
+_FETCH_KEY = re.compile(r"fetch/([0-9a-f]{64})\.mpack")
 _KEY = re.compile(r"(?:[a-z0-9][a-z0-9._-]*/)*[a-z0-9][a-z0-9._-]*")
 
 
@@ -25,6 +26,8 @@ class Place:
     """SHA-256 of the pack that holds it, or ``None`` for a loose object."""
     offset: int
     """Of the content within the pack; 0 for a loose object."""
+    pending: bool = False
+    """Whether the content is still in the index alone (see ``storage.content_cache``); a loose object afterwards."""
 
     def key(self, scheme: Scheme) -> str:
         """Give the store key to read from."""
@@ -32,6 +35,8 @@ class Place:
 
     def storage_uri(self, scheme: Scheme, base: str = "file:///") -> str:
         """Name the place (protocol §2); ``base`` is the store's own prefix."""
+        if self.pending:
+            return "pending"
         if self.pack_id is not None:
             return f"mpack://sha256:{self.pack_id.hex()}"
         return base + loose_key(self.object_id, scheme)
@@ -56,6 +61,12 @@ def record_pack_key(pack_id: bytes) -> str:
 def fetch_pack_key(mpack_id: bytes) -> str:
     """Key of an assembled answer to a fetch; a cache entry, never the truth."""
     return f"fetch/{mpack_id.hex()}.mpack"
+
+
+def fetch_pack_id(key: str) -> bytes | None:
+    """Give the id of the pack whose :func:`fetch_pack_key` a key is."""
+    found = _FETCH_KEY.fullmatch(key)
+    return None if found is None else bytes.fromhex(found[1])
 
 
 def staged_mpack_key(repo: int, mpack_id: bytes) -> str:

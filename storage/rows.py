@@ -135,12 +135,14 @@ class PushRecord:
 
 @dataclass(frozen=True, slots=True)
 class StoredBlob:
-    """A blob whose bytes are durable in the object store."""
+    """A blob whose bytes are durable in the object store, or come along to wait in the index until they are."""
 
     object_id: bytes
     size: int
     pack_id: bytes | None = None
     offset: int = 0
+    content: bytes | None = field(default=None, repr=False)
+    """The bytes, when they are in no store yet (see ``storage.content_cache``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +236,10 @@ class Outcome(enum.Enum):
     """The repository's id scheme was fixed otherwise meanwhile."""
     QUOTA_EXCEEDED = "quota exceeded"
     """With it the owner's repositories would hold more than they may."""
+    COLLECTED = "collected"
+    """What the push may have relied on was collected since it began: it has to be sent again."""
+    NOT_HELD = "not held"
+    """The repository does not hold the commit any more that a branch was to be moved to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,54 +285,6 @@ ABANDONED_S = 86_400.0
 """How long a push that somebody left counts against its owner's quota."""
 QUOTA_NONE = 0
 """The quota of an owner who may store without limit."""
-
-
-class JobState(enum.IntEnum):
-    """A job's life."""
-
-    PENDING = 0
-    RUNNING = 1
-    DONE = 2
-    FAILED = 3
-
-
-@dataclass(frozen=True, slots=True)
-class NewJob:
-    """A job to enqueue for a repository, of a type of which one at a time waits."""
-
-    type: str
-    priority: int = 0
-    """The smallest goes first."""
-    payload: Mapping[str, object] = field(default_factory=dict)
-    """Members are added to those of a job that waits already; see :data:`PAYLOAD_MEMBERS`."""
-
-
-PAYLOAD_MEMBERS = 100
-"""Above it, the payload of a waiting job that gets more becomes :data:`WHOLE`."""
-WHOLE: Mapping[str, object] = {"whole": True}
-"""The payload that says: look at everything the repository holds."""
-JOBS_CHANNEL = "jobs"
-"""Where who claims jobs hears that there may be one."""
-LISTED_JOBS = 1_000
-"""Jobs of a repository that are listed at most, the newest."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A job as it stands."""
-
-    number: int
-    repo: int
-    type: str
-    state: JobState
-    priority: int
-    payload: Mapping[str, object]
-    run_at: dt.datetime
-    attempts: int
-    created_at: dt.datetime
-    finished_at: dt.datetime | None
-    result: Mapping[str, object] | None
-    error: str | None
 
 
 @dataclass(frozen=True, slots=True)

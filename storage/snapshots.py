@@ -3,21 +3,26 @@
 One packed form serves both: a full content is changes to the empty manifest. What a reader needs most, the
 changes from one commit's snapshot to the next, is therefore always at hand; the full contents only bound how many
 changes must be applied to rebuild a manifest.
+
+Few changes are msgpack: ``[upsert, remove, directories]``. Many are msgpack in another order, ``[remove, directories,
+upsert]``, in one zstd frame: written and read piece by piece, they are never in memory but compressed.
 """
 
 from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgpack
+import zstandard
 
 from storage.rows import SnapshotRow
 from wire.limits import DEFAULT_LIMITS, Limits
 from wire.manifest import AT_ONCE, Manifest
 from wire.manifest import empty as empty_manifest
+from wire.path_map import WalkedMap
 from wire.paths import PathPolicy
 
 DEPTH_MOST = 48
@@ -28,7 +33,11 @@ _FULL_RATIO = 2
 
 REBASED_PART = 8
 """Where a chain is full, changes to a snapshot further away are stored only up to this part of the whole: 1/8."""
-_LARGE_BYTES = 512 * 1024
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_ZSTD_LEVEL = 1
+_READ_BYTES = 64 * 1024
+_TOKEN_BYTES = 1024 * 1024
+"""Of one path at most, and far more than any has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,39 +51,116 @@ class Changes:
 
 def pack_changes(changes: Changes) -> bytes:
     """Write changes in the stored form."""
-    if len(changes.upsert) <= AT_ONCE:
+    if len(changes.upsert) + len(changes.remove) <= AT_ONCE:
         packed: bytes = msgpack.packb([dict(changes.upsert.items()), list(changes.remove), list(changes.directories)])
         return packed
-    packer = msgpack.Packer(autoreset=False, buf_size=64 * len(changes.upsert))
+    file = io.BytesIO()  # gives its bytes without a copy
+    compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compressobj()
+    for piece in _many_pieces(changes):
+        file.write(compressor.compress(piece))
+    file.write(compressor.flush())
+    return file.getvalue()
+
+
+def _many_pieces(changes: Changes) -> Iterator[bytes]:
+    packer = msgpack.Packer(autoreset=False)
     packer.pack_array_header(3)
+    for texts in (changes.remove, changes.directories):
+        packer.pack_array_header(len(texts))
+        for start in range(0, len(texts), AT_ONCE):
+            for text in texts[start : start + AT_ONCE]:
+                packer.pack(text)
+            yield packer.bytes()
+            packer.reset()
     packer.pack_map_header(len(changes.upsert))
-    for path, blob in changes.upsert.items():
-        packer.pack(path)
-        packer.pack(blob)
-    packer.pack(list(changes.remove))
-    packer.pack(list(changes.directories))
-    return bytes(packer.bytes())
+    entries = iter(changes.upsert.items())
+    while part := list(itertools.islice(entries, AT_ONCE)):
+        for path, blob in part:
+            packer.pack(path)
+            packer.pack(blob)
+        yield packer.bytes()
+        packer.reset()
+    yield packer.bytes()
 
 
 def unpack_changes(packed: bytes) -> Changes:
-    """Read stored changes."""
+    """Read stored changes; many entries are read whenever they are walked over.
+
+    Raises:
+        ValueError, msgpack.UnpackException: these are none, as far as that can be seen at once.
+    """
+    if packed[:4] == _ZSTD_MAGIC:
+        reader = _reader(packed)
+        remove, directories, count = _before_entries(reader)
+        return Changes(PackedEntries(packed, count), remove, directories)
     upsert, remove, directories = msgpack.unpackb(
         packed, max_map_len=len(packed), max_array_len=len(packed), max_str_len=len(packed), max_bin_len=len(packed)
     )
     return Changes(upsert, remove, tuple(directories))
 
 
+def _reader(packed: bytes) -> msgpack.Unpacker:
+    return msgpack.Unpacker(
+        _Inflating(packed), raw=False, read_size=_READ_BYTES, max_buffer_size=_TOKEN_BYTES + 2 * _READ_BYTES,
+        max_str_len=_TOKEN_BYTES, max_bin_len=_TOKEN_BYTES, max_array_len=2**31 - 1, max_map_len=2**31 - 1,
+    )  # fmt: skip
+
+
+class _Inflating:
+    """A zstd frame as a file to read from; damage is a ``ValueError`` as elsewhere."""
+
+    def __init__(self, packed: bytes) -> None:
+        self._stream = zstandard.ZstdDecompressor().stream_reader(packed)
+
+    def read(self, size: int) -> bytes:
+        try:
+            return self._stream.read(size)
+        except zstandard.ZstdError as error:
+            raise ValueError(f"stored changes are damaged: {error}") from error
+
+
+def _before_entries(reader: msgpack.Unpacker) -> tuple[list[str], tuple[str, ...], int]:
+    """Read up to the entries; gives removals, directories and the number of entries."""
+    if reader.read_array_header() != 3:
+        raise ValueError("stored changes are three things")
+    remove = [reader.unpack() for _ in range(reader.read_array_header())]
+    directories = tuple(reader.unpack() for _ in range(reader.read_array_header()))
+    return remove, directories, reader.read_map_header()
+
+
+class PackedEntries(WalkedMap[bytes]):
+    """The entries of many stored changes, read from front to back each time."""
+
+    __slots__ = ("_count", "_packed")
+
+    def __init__(self, packed: bytes, count: int) -> None:
+        self._packed = packed
+        self._count = count
+
+    def pairs(self) -> Iterator[tuple[str, bytes]]:
+        """Give the entries in the order they were written."""
+        reader = _reader(self._packed)
+        _before_entries(reader)
+        for _ in range(self._count):
+            yield reader.unpack(), reader.unpack()
+
+    def __len__(self) -> int:
+        return self._count
+
+
 @dataclass(frozen=True, slots=True)
 class _Link:
     """What is known of a snapshot's chain."""
 
+    snapshot_id: bytes
     base_id: bytes | None
+    """The same object as in the link of the base: of 50,000 snapshots, ids are a good part of what is kept."""
     depth: int
     since: int
     """Bytes of changes since the nearest full content."""
 
 
-_UNKNOWN = _Link(None, DEPTH_MOST, 0)
+_UNKNOWN = _Link(b"", None, DEPTH_MOST, 0)
 """Of a base nothing is known of: nothing is added to its chain."""
 
 
@@ -117,13 +203,15 @@ class ChainCost:
         if known is not None:  # the row that is there stays
             return (known.depth, False) if known.depth else (0, base_id is not None)
         if base_id is None:  # the changes are the full content already
-            full, made = False, _Link(None, 0, 0)
+            full, made = False, _Link(snapshot_id, None, 0, 0)
         else:
             full = self.due(snapshot_id, base_id, changes, manifest)
             link = self._links.get(base_id, _UNKNOWN)
-            made = _Link(base_id, 0, 0) if full else _Link(base_id, link.depth + 1, link.since + len(changes))
+            at = link.snapshot_id or base_id
+            since = link.since + len(changes)
+            made = _Link(snapshot_id, at, 0, 0) if full else _Link(snapshot_id, at, link.depth + 1, since)
         depth = self._stored.get(snapshot_id, made.depth)
-        self._links[snapshot_id] = _Link(base_id, depth, made.since)
+        self._links[snapshot_id] = _Link(snapshot_id, made.base_id, depth, made.since)
         return made.depth, full
 
     def put(self, snapshot_id: bytes, base_id: bytes) -> None:
@@ -145,7 +233,8 @@ class ChainCost:
         since = sum(len(row.delta) for row in chain[:-1])
         for row, nearer in itertools.zip_longest(chain, chain[1:]):
             whole = nearer is None
-            self._links[row.snapshot_id] = _Link(None if whole else row.base_id, 0 if whole else row.depth, since)
+            base_id, depth = (None, 0) if whole else (row.base_id, row.depth)
+            self._links[row.snapshot_id] = _Link(row.snapshot_id, base_id, depth, since)
             since -= 0 if whole else len(row.delta)
 
     def learn_depths(self, depths: Mapping[bytes, int]) -> None:
@@ -155,7 +244,7 @@ class ChainCost:
             if known is None:
                 self._stored[snapshot_id] = depth
             elif known.depth != depth:
-                self._links[snapshot_id] = _Link(known.base_id, depth, known.since)
+                self._links[snapshot_id] = _Link(known.snapshot_id, known.base_id, depth, known.since)
 
 
 def build_manifest(
@@ -179,51 +268,26 @@ def build_manifest(
     return manifest
 
 
-class Entries(Mapping[str, bytes]):
-    """A manifest as a map that is read from front to back, without copying it."""
+class Entries(WalkedMap[bytes]):
+    """A manifest as a map, without copying it."""
 
     __slots__ = ("_manifest",)
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
 
+    def pairs(self) -> Iterator[tuple[str, bytes]]:
+        """Give the entries in manifest order."""
+        return self._manifest.items()
+
     def __len__(self) -> int:
         return len(self._manifest)
-
-    def __iter__(self) -> Iterator[str]:
-        return self._manifest.paths()
 
     def __getitem__(self, path: str) -> bytes:
         found = self._manifest.get(path)
         if found is None:
             raise KeyError(path)
         return found
-
-    def items(self) -> ItemsView[str, bytes]:
-        """Give the entries; one pass."""
-        return _EntryItems(self, self._manifest)
-
-    def values(self) -> ValuesView[bytes]:
-        """Give the digests; one pass."""
-        return _EntryValues(self, self._manifest)
-
-
-class _EntryItems(ItemsView[str, bytes]):
-    def __init__(self, entries: Entries, manifest: Manifest) -> None:
-        super().__init__(entries)
-        self._manifest = manifest
-
-    def __iter__(self) -> Iterator[tuple[str, bytes]]:
-        return self._manifest.items()
-
-
-class _EntryValues(ValuesView[bytes]):
-    def __init__(self, entries: Entries, manifest: Manifest) -> None:
-        super().__init__(entries)
-        self._manifest = manifest
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self._manifest.blobs()
 
 
 def full_content(manifest: Manifest) -> bytes:
@@ -233,36 +297,5 @@ def full_content(manifest: Manifest) -> bytes:
 
 def apply_packed(manifest: Manifest, packed: bytes, limits: Limits = DEFAULT_LIMITS) -> Manifest:
     """Apply stored changes; CPU-bound, for a worker thread when they are large."""
-    if len(packed) > _LARGE_BYTES:
-        return _applied_in_slices(manifest, packed, limits)
     changes = unpack_changes(packed)
     return manifest.apply(changes.upsert, changes.remove, changes.directories, limits)
-
-
-def _applied_in_slices(manifest: Manifest, packed: bytes, limits: Limits) -> Manifest:
-    """Apply large changes without having them all unpacked at once.
-
-    Removals come last in the stored form and first in what they mean, so they are read first.
-    """
-    size = len(packed)
-
-    def reader() -> msgpack.Unpacker:
-        return msgpack.Unpacker(
-            io.BytesIO(packed), raw=False, read_size=64 * 1024, max_buffer_size=size + 1, max_str_len=size,
-            max_bin_len=size, max_array_len=size, max_map_len=size,
-        )  # fmt: skip
-
-    tail = reader()
-    tail.read_array_header()
-    for _ in range(2 * tail.read_map_header()):
-        tail.skip()
-    remove, directories = tail.unpack(), tuple(tail.unpack())
-    manifest = manifest.apply({}, remove, (), limits)
-    head = reader()
-    head.read_array_header()
-    left = head.read_map_header()
-    while left:
-        count = min(left, AT_ONCE)
-        manifest = manifest.apply({head.unpack(): head.unpack() for _ in range(count)}, (), (), limits)
-        left -= count
-    return manifest.apply({}, (), directories, limits)

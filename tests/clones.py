@@ -109,7 +109,7 @@ async def fetch(
 ) -> Answer:  # fmt: skip
     """Ask for a fetch."""
     body = {"want": list(want), "have": list(have), **members}
-    return await ask(server, "POST", f"/{repository}/fetch", token=token, msgpack=body)
+    return await ask(server, "POST", f"/{repository}/fetch/mpack", token=token, msgpack=body)
 
 
 async def download(server: Server, answer: Mapping[str, object]) -> bytes:

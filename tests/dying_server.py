@@ -161,7 +161,8 @@ def live(listener_fd: int, directory: Path, database_url: str) -> None:
     daemon.make_services = watched
     daemon.open_listeners = listening
     daemon.HttpApp = SteppedApp
-    config = Config(directory / "data", ServerConfig(bind="127.0.0.1:0"), DatabaseConfig(url=database_url, pool_size=4))
+    database = DatabaseConfig(url=database_url, pool_size=4)
+    config = Config(directory / "data", ServerConfig(bind="127.0.0.1:0", role="web"), database)
     trio.run(daemon.run_daemon, config, lambda url: None)
 
 

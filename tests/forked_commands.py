@@ -35,12 +35,7 @@ class ForkServer:
     ) -> subprocess.CompletedProcess:
         """Run one command to its end."""
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            status, told = os.pipe()
-            try:
-                request = json.dumps([list(arguments), dict(environment), str(Path.cwd())]).encode()
-                socket.send_fds(self._connected(), [request], [out.fileno(), err.fileno(), told])
-            finally:
-                os.close(told)
+            status = self.begin(arguments, environment, out.fileno(), err.fileno())
             with os.fdopen(status, "rb") as answer:
                 if not select.select([answer], [], [], timeout_s)[0]:
                     raise subprocess.TimeoutExpired(list(arguments), timeout_s)
@@ -48,6 +43,16 @@ class ForkServer:
             out.seek(0)
             err.seek(0)
             return subprocess.CompletedProcess(list(arguments), code, out.read().decode(), err.read().decode())
+
+    def begin(self, arguments: Sequence[str], environment: Mapping[str, str], out: int, err: int) -> int:
+        """Begin a command with these streams; gives the descriptor from which its exit status can be read."""
+        status, told = os.pipe()
+        try:
+            request = json.dumps([list(arguments), dict(environment), str(Path.cwd())]).encode()
+            socket.send_fds(self._connected(), [request], [out, err, told])
+        finally:
+            os.close(told)
+        return status
 
     def _connected(self) -> socket.socket:
         if self._socket is None or self._owner != os.getpid():
@@ -59,10 +64,15 @@ class ForkServer:
                 )  # fmt: skip
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * _REQUEST_BYTES)
             self._socket, self._owner = ours, os.getpid()
-            atexit.register(self._close)
+            atexit.register(self.close)
         return self._socket
 
-    def _close(self) -> None:
+    def start(self) -> None:
+        """Start it now, with the environment as it is."""
+        self._connected()
+
+    def close(self) -> None:
+        """End it; commands that run go on."""
         if self._socket is not None and self._process is not None and self._owner == os.getpid():
             self._socket.close()
             self._process.wait()

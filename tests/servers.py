@@ -143,6 +143,7 @@ async def serving(
 ) -> AsyncIterator[Server]:
     """Serve; ``changes`` are settings such as ``server__drain_s=1``."""
     config = Config(data_dir=tmp_path / "data")
+    config = replace(config, jobs=replace(config.jobs, after_push_s=0.0))
     for name, value in changes.items():
         section, _, key = name.partition("__")
         config = replace(config, **{section: replace(getattr(config, section), **{key: value})})

@@ -62,8 +62,14 @@ class BundleReader:
             raise malformed("a bundle has bytes after its end")
 
     def _walk(self) -> Generator[Event | BundleEnd | None, None, None]:
-        parser = self._parser
         members: dict[str, object] = {}
+        yield from self._bundle(members)
+        self.finished = True
+        yield BundleEnd(members)
+
+    def _bundle(self, members: dict[str, object]) -> Generator[Event | None, None, None]:
+        """Walk the map itself; what is small goes to ``members``."""
+        parser = self._parser
         opened = yield from parser.open_map("a bundle")
         for _ in range(opened.count):
             key = yield from parser.key(opened)
@@ -74,8 +80,6 @@ class BundleReader:
                 yield from self._records(key)
             else:
                 members[key] = yield from parser.member(opened)
-        self.finished = True
-        yield BundleEnd(members)
 
     def _records(self, key: str) -> Generator[Event | None, None, None]:
         parser = self._parser

@@ -37,6 +37,8 @@ class Kind(enum.Enum):
     COMMIT = "commit"
     TAG = "tag"
     """Only in the canonical form of a stored record: a tag's id is not a hash."""
+    RELEASE = "release"
+    """Like a tag."""
 
 
 def parse_id(text: object, scheme: Scheme, what: str = "id") -> bytes:

@@ -39,6 +39,10 @@ class Limits:
     """Path bytes of one manifest: a million paths of ordinary length (git's own trees average under 60)."""
     manifest_directories: int = 100_000
     """Entries of a snapshot's ``directories``: unlike paths they are kept one by one."""
+    content_cache_object_bytes: int = MIB
+    """Largest object of a small push that is answered from the index until it is in the store; 0: none is."""
+    content_cache_push_bytes: int = 4 * MIB
+    """Objects of one push together, for it to be a small one."""
     inflated_push_bytes: int = 4 * GIB
     """All inflated object bytes of one push."""
     delta_bytes: int = 16 * MIB

@@ -5,50 +5,50 @@ of entries. Applying a delta copies the list of blocks and rewrites only the blo
 are shared with the base. So a history of 1,000 commits over a 5,000-file tree neither sorts nor encodes a
 manifest again: per commit it edits a few blocks and hashes the joined text.
 
-Safety of paths against one another (equal after folding, a file where another path needs a directory) is kept
-in sorted blocks of folded names beside them, and checked for added paths only. "/" sorts first there: whatever lies
-below a name follows it at once, so that neighbours tell all, and nothing is kept for the directories of a path.
+Safety of paths against one another is kept in sorted blocks of folded names beside them (see ``wire.path_names``), and
+checked for added paths only. A very large manifest keeps its blocks compressed, which makes its id cost more time.
 """
 
 from __future__ import annotations
 
 import bisect
 import itertools
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 
+from wire.compact import TextCodec
 from wire.errors import Code, Refusal
 from wire.ids import Kind, Scheme, hasher_for
 from wire.limits import DEFAULT_LIMITS, Limits
-from wire.paths import PathPolicy, check_path, fold
+from wire.path_names import BLOCK_ENTRIES, SPLIT_ENTRIES, PathNames, check_directories
+from wire.paths import PathPolicy, check_path
 
-_BLOCK_ENTRIES = 64
-_SPLIT_ENTRIES = 2 * _BLOCK_ENTRIES
 _HASH_BLOCKS = 128
 AT_ONCE = 4_096
 """Entries changed at once: what is derived in between is given back before the next."""
 _BLOCK_OVERHEAD_BYTES = 128
 """The object itself, its first entry, and its two places in lists."""
 _TEXT_OVERHEAD_BYTES = 64
-_AMBIGUOUS = re.compile(r"[0-9a-f]{64}\Z")
-"""As a directory its text would be that of a file named ``dir`` with this object id (protocol §1)."""
+COMPACT_FROM_BYTES = 16 * 1024 * 1024
+"""Text of a manifest whose blocks are kept compressed: some 150,000 files."""
+_ENTRY_TEXT_BYTES = 100
+"""Of an ordinary one: what will be large is kept compressed from its first entry on."""
 
 
 class Manifest:
     """An immutable, checked snapshot content; make one from :data:`EMPTY` with :meth:`apply`."""
 
-    __slots__ = ("_blocks", "_count", "_firsts", "_joined_bytes", "_names", "directories", "policy")
+    __slots__ = ("_blocks", "_compact", "_count", "_firsts", "_joined_bytes", "_names", "directories", "policy")
 
     def __init__(
         self, blocks: list[bytes], firsts: list[bytes], count: int, joined_bytes: int,
-        directories: tuple[str, ...], policy: PathPolicy | None, names: _Names,
+        directories: tuple[str, ...], policy: PathPolicy | None, names: PathNames, compact: bool,
     ) -> None:  # fmt: skip
         self._blocks = blocks
         self._firsts = firsts
         self._count = count
         self._joined_bytes = joined_bytes  # of the blocks, each with one separator
         self._names = names
+        self._compact = compact
         self.directories = directories
         self.policy = policy
 
@@ -68,20 +68,20 @@ class Manifest:
 
     def items(self) -> Iterator[tuple[str, bytes]]:
         """Give ``(path, digest)`` in manifest order."""
-        for block in self._blocks:
+        for block in self._texts():
             parts = block.split(b"\0")
             for at in range(0, len(parts), 2):
                 yield parts[at].decode(), bytes.fromhex(parts[at + 1].decode())
 
     def paths(self) -> Iterator[str]:
         """Give the paths in manifest order."""
-        for block in self._blocks:
+        for block in self._texts():
             for path in block.split(b"\0")[::2]:
                 yield path.decode()
 
     def blobs(self) -> Iterator[bytes]:
         """Give the blob ids in manifest order, one for each path."""
-        for block in self._blocks:
+        for block in self._texts():
             for digest in block.split(b"\0")[1::2]:
                 yield bytes.fromhex(digest.decode())
 
@@ -91,7 +91,7 @@ class Manifest:
         at = bisect.bisect_right(self._firsts, key) - 1
         if at < 0:
             return None
-        found = _parse_block(self._blocks[at]).get(key)
+        found = _parse_block(self._codec().read(self._blocks[at])).get(key)
         return None if found is None else bytes.fromhex(found.decode())
 
     def snapshot_id(self, scheme: Scheme) -> bytes:
@@ -99,10 +99,11 @@ class Manifest:
         tail = _directory_text(self.directories)
         size = self.text_bytes + len(tail) + (1 if tail and self._count else 0)
         hasher = hasher_for(Kind.SNAPSHOT, size, scheme)
+        codec = self._codec()
         for start in range(0, len(self._blocks), _HASH_BLOCKS):
             if start:
                 hasher.update(b"\0")
-            hasher.update(b"\0".join(self._blocks[start : start + _HASH_BLOCKS]))
+            hasher.update(b"\0".join(codec.read_all(self._blocks[start : start + _HASH_BLOCKS])))
         if tail:
             hasher.update(b"\0" + tail if self._count else tail)
         return hasher.digest()
@@ -121,6 +122,8 @@ class Manifest:
                 the entry or text limit.
         """
         removed, derived = list(remove), self
+        if (len(self) + len(upsert)) * _ENTRY_TEXT_BYTES > COMPACT_FROM_BYTES:
+            derived = self._compacted()
         if len(upsert) + len(removed) > AT_ONCE:  # removals first: of what is left, any two that collide stay
             for start in range(0, len(removed), AT_ONCE):
                 derived = self._changed(derived, {}, removed[start : start + AT_ONCE], limits)
@@ -131,10 +134,10 @@ class Manifest:
                     derived = self._changed(derived, part, (), limits)
             else:
                 entries = iter(upsert.items())
-                while part := dict(itertools.islice(entries, 4 * AT_ONCE)):
+                while part := dict(itertools.islice(entries, 2 * AT_ONCE)):
                     derived = self._changed(derived, part, (), limits)
         elif upsert or removed:
-            derived = self._changed(self, upsert, removed, limits)
+            derived = self._changed(derived, upsert, removed, limits)
         return self._with_directories(derived, self, tuple(sorted(directories)), limits)
 
     @staticmethod
@@ -143,7 +146,7 @@ class Manifest:
         for path, digest in upsert.items():
             changes[path.encode("utf-8", "surrogatepass")] = digest.hex().encode()
         blocks, firsts = list(base._blocks), list(base._firsts)
-        added, removed, joined_bytes = _edit(blocks, firsts, changes)
+        added, removed, joined_bytes = _edit(blocks, firsts, changes, base._codec())
         count = base._count + len(added) - len(removed)
         joined_bytes += base._joined_bytes
         if count > limits.manifest_entries:
@@ -157,8 +160,19 @@ class Manifest:
             added_paths = [_decode_path(path) for path in added]
             for path in added_paths:
                 check_path(path, base.policy, limits)
-            names = names.edited([path.decode() for path in removed], added_paths, _key_of(base.policy))
-        return Manifest(blocks, firsts, count, joined_bytes, base.directories, base.policy, names)
+            names = names.edited([path.decode() for path in removed], added_paths, base.policy)
+        derived = Manifest(blocks, firsts, count, joined_bytes, base.directories, base.policy, names, base._compact)
+        return derived._compacted() if joined_bytes > COMPACT_FROM_BYTES else derived
+
+    def _compacted(self) -> Manifest:
+        """Give the same manifest, its blocks compressed."""
+        if self._compact:
+            return self
+        codec = TextCodec(compact=True)
+        return Manifest(
+            [codec.write(block) for block in self._blocks], self._firsts, self._count, self._joined_bytes,
+            self.directories, self.policy, self._names.compacted(), True,
+        )  # fmt: skip
 
     @staticmethod
     def _with_directories(derived: Manifest, base: Manifest, directories: tuple[str, ...], limits: Limits) -> Manifest:
@@ -167,23 +181,37 @@ class Manifest:
             and derived.policy is not None
             and (directories != base.directories or derived._names is not base._names)
         ):
-            _check_directories(directories, derived._names, derived.policy, limits)
+            check_directories(directories, derived._names, derived.policy, limits)
         if directories == derived.directories:
             return derived
         return Manifest(
             derived._blocks, derived._firsts, derived._count, derived._joined_bytes, directories, derived.policy,
-            derived._names,
+            derived._names, derived._compact,
         )  # fmt: skip
+
+    def _codec(self) -> TextCodec:
+        return TextCodec(compact=self._compact)
+
+    def _texts(self) -> Iterator[bytes]:
+        return self._codec().read_all(self._blocks)
 
     def changes_to(self, target: Manifest) -> tuple[dict[str, bytes], list[str]]:
         """Give ``(upsert, remove)`` that turn this manifest into ``target``; shared blocks cost nothing."""
-        ours, theirs = set(self._blocks), set(target._blocks)
-        old = _entries(block for block in self._blocks if block not in theirs)
-        new = _entries(block for block in target._blocks if block not in ours)
+        found = self.few_changes_to(target, len(self) + len(target))
+        assert found is not None
+        return found
+
+    def few_changes_to(self, target: Manifest, most: int) -> tuple[dict[str, bytes], list[str]] | None:
+        """Give the same, or ``None`` if it is more than ``most`` entries."""
+        ours, theirs = (set(self._blocks), set(target._blocks)) if self._compact is target._compact else (set(), set())
+        old = _entries(self._codec().read_all(block for block in self._blocks if block not in theirs))
+        new = _entries(target._codec().read_all(block for block in target._blocks if block not in ours))
         upsert: dict[str, bytes] = {}
         remove: list[str] = []
         before, after = next(old, None), next(new, None)
         while before is not None or after is not None:
+            if len(upsert) + len(remove) > most:
+                return None
             if after is None or (before is not None and before[0] < after[0]):
                 assert before is not None
                 remove.append(before[0].decode())
@@ -202,11 +230,11 @@ def empty(policy: PathPolicy | None = PathPolicy.PORTABLE) -> Manifest:
 
     Without a policy paths are not looked at: for rebuilding what was checked when it came in.
     """
-    return Manifest([], [], 0, 0, (), policy, _Names((), ()))
+    return Manifest([], [], 0, 0, (), policy, PathNames((), ()), False)
 
 
 def _edit(
-    blocks: list[bytes], firsts: list[bytes], changes: dict[bytes, bytes | None]
+    blocks: list[bytes], firsts: list[bytes], changes: dict[bytes, bytes | None], codec: TextCodec
 ) -> tuple[list[bytes], list[bytes], int]:
     """Rewrite the touched blocks in place; give added paths, removed paths and the growth in joined bytes."""
     added: list[bytes] = []
@@ -217,7 +245,7 @@ def _edit(
         at = max(bisect.bisect_right(firsts, path) - 1, 0)
         groups.setdefault(at, {})[path] = digest
     for at in sorted(groups, reverse=True):  # from the last to the first, so that positions stay good
-        block = blocks[at] if blocks else b""
+        block = codec.read(blocks[at]) if blocks else b""
         entries = _parse_block(block)
         reorder = False
         for path, digest in groups[at].items():
@@ -231,7 +259,7 @@ def _edit(
                 entries[path] = digest
         pieces = _cut_blocks(entries, reorder)
         growth += _joined(pieces) - (len(block) + 1 if block else 0)
-        blocks[at : at + 1] = [text for text, _ in pieces]
+        blocks[at : at + 1] = [codec.write(text) for text, _ in pieces]
         firsts[at : at + 1] = [first for _, first in pieces]
     return added, removed, growth
 
@@ -242,7 +270,7 @@ def _joined(pieces: list[tuple[bytes, bytes]]) -> int:
 
 def _cut_blocks(entries: dict[bytes, bytes], reorder: bool) -> list[tuple[bytes, bytes]]:
     paths = sorted(entries) if reorder else list(entries)
-    step = len(paths) if len(paths) <= _SPLIT_ENTRIES else _BLOCK_ENTRIES
+    step = len(paths) if len(paths) <= SPLIT_ENTRIES else BLOCK_ENTRIES
     pieces = []
     for start in range(0, len(paths), max(step, 1)):
         part = paths[start : start + step]
@@ -271,108 +299,6 @@ def _decode_path(path: bytes) -> str:
 
 def _directory_text(directories: tuple[str, ...]) -> bytes:
     return "\0".join("dir\0" + path for path in directories).encode()
-
-
-def _key_of(policy: PathPolicy) -> Callable[[str], str]:
-    return fold if policy is PathPolicy.PORTABLE else str
-
-
-@dataclass(frozen=True, slots=True)
-class _Names:
-    """The folded names of a manifest's files, sorted; immutable like the blocks of the manifest itself."""
-
-    blocks: Sequence[bytes]
-    """Names in UTF-8, "/" written as NUL, joined by newlines: no path has either of them."""
-    firsts: Sequence[bytes]
-
-    def edited(self, removed: list[str], added: list[str], key: Callable[[str], str]) -> _Names:
-        """Remove names, then add names.
-
-        Raises:
-            Refusal: ``unsafe_path`` for an added one that cannot live beside the others.
-        """
-        gone = {_name(path, key) for path in removed}
-        new = sorted((_name(path, key), path) for path in added)
-        for (one, _), (other, path) in itertools.pairwise(new):
-            if one == other:
-                raise Refusal(Code.UNSAFE_PATH, f"the path {path[:200]!a} equals another path", path=path[:200])
-        blocks, firsts = list(self.blocks), list(self.firsts)
-        groups: dict[int, tuple[set[bytes], list[bytes]]] = {}
-        for name in gone:
-            at = max(bisect.bisect_right(firsts, name) - 1, 0)
-            groups.setdefault(at, (set(), []))[0].add(name)
-        for name, _ in new:
-            at = max(bisect.bisect_right(firsts, name) - 1, 0)
-            groups.setdefault(at, (set(), []))[1].append(name)
-        for at in sorted(groups, reverse=True):
-            less, more = groups[at]
-            names = [name for name in (blocks[at].split(b"\n") if blocks else []) if name not in less] + more
-            names.sort()
-            step = len(names) if len(names) <= _SPLIT_ENTRIES else _BLOCK_ENTRIES
-            pieces = [names[start : start + step] for start in range(0, len(names), max(step, 1))]
-            blocks[at : at + 1] = [b"\n".join(piece) for piece in pieces]
-            firsts[at : at + 1] = [piece[0] for piece in pieces]
-        names_now = _Names(blocks, firsts)
-        names_now._check(new)
-        return names_now
-
-    def at_or_before(self, name: bytes) -> bytes | None:
-        """Give the last name that is not behind this one."""
-        at = bisect.bisect_right(self.firsts, name) - 1
-        if at < 0:
-            return None
-        names = self.blocks[at].split(b"\n")
-        return names[bisect.bisect_right(names, name) - 1]
-
-    def _check(self, added: list[tuple[bytes, str]]) -> None:
-        known, names = -1, [b""]
-        for name, path in added:
-            at = bisect.bisect_right(self.firsts, name) - 1
-            if at != known:
-                known, names = at, self.blocks[at].split(b"\n")
-            place = bisect.bisect_left(names, name)
-            if place:
-                before: bytes | None = names[place - 1]
-            else:
-                before = self.blocks[at - 1].rpartition(b"\n")[2] if at else None
-            if place + 1 < len(names):
-                after: bytes | None = names[place + 1]
-            else:
-                after = self.firsts[at + 1] if at + 1 < len(self.firsts) else None
-            if name in {before, after}:
-                what = "equals another path"
-            elif before is not None and name.startswith(before + b"\0"):
-                what = "lies below a path that is a file"
-            elif after is not None and after.startswith(name + b"\0"):
-                what = "equals a directory of other paths"
-            else:
-                continue
-            raise Refusal(Code.UNSAFE_PATH, f"the path {path[:200]!a} {what}", path=path[:200])
-
-
-def _name(path: str, key: Callable[[str], str]) -> bytes:
-    return key(path).replace("/", "\0").encode()
-
-
-def _check_directories(directories: tuple[str, ...], names: _Names, policy: PathPolicy, limits: Limits) -> None:
-    key = _key_of(policy)
-    seen: set[bytes] = set()
-    for path in directories:
-        name = _name(check_path(path, policy, limits), key)
-        if _AMBIGUOUS.match(path):
-            raise Refusal(
-                Code.UNSAFE_PATH,
-                f"the directory {path!a} is named like an object id, and a file 'dir' with that id would read the same",
-                path=path,
-            )
-        if name in seen:
-            raise Refusal(Code.UNSAFE_PATH, f"the directory {path[:200]!a} equals another one", path=path[:200])
-        seen.add(name)
-        file = names.at_or_before(name)
-        if file is not None and (name == file or name.startswith(file + b"\0")):
-            raise Refusal(
-                Code.UNSAFE_PATH, f"the directory {path[:200]!a} needs a path that is a file", path=path[:200]
-            )
 
 
 def check_id(manifest: Manifest, snapshot_id: bytes, scheme: Scheme) -> None:

@@ -20,7 +20,7 @@ import msgpack
 from wire.errors import Code, Refusal, malformed
 from wire.limits import DEFAULT_LIMITS, Limits
 from wire.pack import FOOTER_BYTES, PACK_MAGIC, VERSION, ByteQueue, PackEvent, take_exactly, walk_pack
-from wire.pull import FEED_BYTES, PullParser
+from wire.pull import FEED_BYTES, SMALL_RECORD_BYTES, PullParser, decode_record
 
 MEDIA_TYPE = "application/x-muse-pack"
 HEADER_BYTES = 6
@@ -28,6 +28,8 @@ TABLE_ENTRY_BYTES = 17
 _ENTRY = struct.Struct("<BQQ")
 _U64 = struct.Struct("<Q")
 _SECTIONS_MAX = 255
+HEAD_MOST_BYTES = HEADER_BYTES + _SECTIONS_MAX * TABLE_ENTRY_BYTES
+"""Header and table are no longer."""
 
 
 class Section(enum.IntEnum):
@@ -174,6 +176,13 @@ class MPackReader:
             (size,) = _U64.unpack((yield from take_exactly(self._queue, 8)))
             if section is not Section.SNAPSHOTS and size > self._limits.record_bytes:
                 raise Refusal(Code.TOO_LARGE, f"a record of {size} bytes, the limit is {self._limits.record_bytes}")
+            if self._decode and size <= SMALL_RECORD_BYTES:
+                data = yield from take_exactly(self._queue, size)
+                like = section is Section.SNAPSHOTS
+                yield MPackRecord(
+                    section, decode_record(iter([data]), size, snapshot_like=like, limits=self._limits)[0]
+                )
+                continue
             if self._decode:
                 yield MPackRecord(section, (yield from self._record(section, size)))
                 continue
@@ -243,6 +252,21 @@ class MPackWriter:
     def digest(self) -> bytes:
         """Give the SHA-256 of the whole file, once it is finished: the mpack id."""
         return self._covered.digest()
+
+
+def find_section(head: bytes, wanted: Section) -> tuple[int, int] | None:
+    """Find a section by the first :data:`HEAD_MOST_BYTES` of an mpack: its offset and its length.
+
+    Raises:
+        Refusal: ``malformed``.
+    """
+    if head[:4] != PACK_MAGIC or len(head) < HEADER_BYTES or head[4] != VERSION:
+        raise malformed("not an mpack of version 1")
+    end = HEADER_BYTES + head[5] * TABLE_ENTRY_BYTES
+    if len(head) < end:
+        raise malformed("an mpack is cut")
+    found = {section: (offset, length) for section, offset, length in _sections(head[HEADER_BYTES:end], end)}
+    return found.get(wanted)
 
 
 def record_section_head(count: int) -> bytes:

@@ -144,11 +144,13 @@ def walk_pack(
             offset = queue.taken - origin + RECORD_HEADER_BYTES
             record = queue.take(RECORD_HEADER_BYTES + size)
             digest.update(record)
-            yield PackObject(_begin(record, offset, limits).object_id, offset, memoryview(record)[RECORD_HEADER_BYTES:])
+            yield PackObject(
+                read_record_header(record, offset, limits).object_id, offset, memoryview(record)[RECORD_HEADER_BYTES:]
+            )
             continue
         head = yield from take_exactly(queue, RECORD_HEADER_BYTES)
         digest.update(head)
-        begin = _begin(head, queue.taken - origin, limits)
+        begin = read_record_header(head, queue.taken - origin, limits)
         yield begin
         left = begin.size
         while left:
@@ -311,11 +313,16 @@ class PackIndex:
         return IndexEntry(_parse_id_text(self._id_at(at)), offset, size)
 
 
-def _begin(head: bytes, offset: int, limits: Limits) -> PackObjectBegin:
+def read_record_header(head: bytes | memoryview, offset: int, limits: Limits) -> PackObjectBegin:
+    """Read what stands before a content that lies at ``offset``; more bytes may follow it.
+
+    Raises:
+        Refusal: ``malformed``, ``too_large``.
+    """
     (size,) = _U64.unpack_from(head, ID_TEXT_BYTES)
     if size > limits.object_bytes:
         raise Refusal(Code.TOO_LARGE, f"an object of {size} bytes in a pack, the limit is {limits.object_bytes}")
-    return PackObjectBegin(_parse_id_text(head[:ID_TEXT_BYTES]), offset, size)
+    return PackObjectBegin(_parse_id_text(bytes(head[:ID_TEXT_BYTES])), offset, size)
 
 
 def _parse_id_text(text: bytes) -> bytes:

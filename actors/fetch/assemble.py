@@ -7,22 +7,28 @@ an answer (fault F3). A blob whose place is unknown is an error as well, never l
 from __future__ import annotations
 
 import hashlib
+import math
 from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import trio
 
+from actors.actor import Actor
 from actors.fetch.contents import BlobList, ContentWriter
-from actors.fetch.plan import FetchPlan, plan_fetch
+from actors.fetch.making import FetchAnswer, FetchMakers
+from actors.fetch.plan import FetchPlan, plan_fetch, require_reachable
+from actors.fetch.prepared import prepared_pack, remember
+from actors.leases import leased
 from actors.spool import Spool, SpoolDirectory
+from storage.contents import read_contents
 from storage.environment import Environment
-from storage.errors import ObjectDamaged
+from storage.errors import ObjectDamaged, ObjectMissing
 from storage.index import Index
 from storage.layout import Place, fetch_pack_key
-from storage.object_store import ObjectStore, ReadRange
+from storage.object_store import ObjectStore
 from storage.rows import Repository
 from storage.slots import Slots
 from wire.ids import Kind, Scheme, hash_bytes, hasher_for
@@ -35,6 +41,8 @@ _LOOKUP_BATCH = 2_000
 _READ_OBJECTS = 512
 _READ_BYTES = 4 * 1024 * 1024
 _STREAMED_FROM_BYTES = 4 * 1024 * 1024
+_LOOSE, _PENDING = -1, -2
+"""In place of a pack's number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,28 +55,54 @@ class FetchServices:
     spool_dir: Path
     limits: Limits
     slots: Slots
-
-
-@dataclass(frozen=True, slots=True)
-class FetchAnswer:
-    """An assembled fetch; ``mpack_id`` is ``None`` when there is nothing to send."""
-
-    mpack_id: bytes | None
-    commit_count: int
-    object_count: int
-    size_bytes: int
-    shallow: tuple[bytes, ...] = ()
+    makers: FetchMakers = field(default_factory=FetchMakers)
 
 
 async def fetch(
+    services: FetchServices, start: Callable[[Actor[Any]], Awaitable[None]], repository: Repository, want: list[bytes],
+    have: list[bytes], depth: int | None, patience_s: float = math.inf,
+) -> FetchAnswer:  # fmt: skip
+    """Give the answer to a fetch: one made ahead or a short while ago, or a new one, by an actor that is started.
+
+    Raises:
+        Refusal: ``not_found`` for what no branch leads to, ``preparing`` when it takes longer than ``patience_s``.
+        ObjectDamaged, ObjectMissing: stored data is not whole.
+    """
+    if repository.scheme is not None:
+        await require_reachable(services.index, repository, repository.scheme, want)
+    if not have and depth is None and repository.scheme is not None:
+        made = await prepared_pack(services.index, services.store, services.environment, repository.number, want)
+        if made is not None:
+            return FetchAnswer(made.mpack_id, made.commits, made.objects, made.size)
+    key = (repository.number, tuple(sorted(want)), tuple(sorted(have)), depth)
+    known = services.makers.made(key)
+    if known is not None and await _is_there(services.store, known):
+        return known
+    return await services.makers.answer(key, lambda: _made(services, repository, want, have, depth), start, patience_s)
+
+
+async def _is_there(store: ObjectStore, answer: FetchAnswer) -> bool:
+    assert answer.mpack_id is not None
+    try:
+        return await store.size(fetch_pack_key(answer.mpack_id)) == answer.size_bytes
+    except ObjectMissing:
+        return False
+
+
+async def _made(
     services: FetchServices, repository: Repository, want: list[bytes], have: list[bytes], depth: int | None
 ) -> FetchAnswer:
-    """Plan, assemble and store the answer to a fetch; see ``plan_fetch`` and ``assemble`` for what is raised."""
-    async with services.slots.hold(1):  # the plan of a long history is no small thing either
+    async with (
+        services.slots.hold(1),  # the plan of a long history is no small thing either
+        leased(services.index, services.environment, repository.number),
+    ):
         plan = await plan_fetch(services.index, repository, want, have, depth)
         if not plan.commits:
             return FetchAnswer(None, 0, 0, 0)
-        return await assemble(services, repository, plan)
+        answer = await assemble(services, repository, plan)
+        if not have and depth is None:
+            await remember(services.index, services.environment, repository.number, want, answer)
+        return answer
 
 
 async def assemble(services: FetchServices, repository: Repository, plan: FetchPlan) -> FetchAnswer:
@@ -84,7 +118,7 @@ async def assemble(services: FetchServices, repository: Repository, plan: FetchP
         snapshots, commits = spools.new(), spools.new()
         contents = ContentWriter(services.index, repository.number, scheme, plan, services.limits)
         await contents.run_into(snapshots, commits)
-        places = await _locate(services.index, repository.number, scheme, contents.blobs)
+        places = await located(services.index, repository.number, scheme, contents.blobs)
         snapshot_head, commit_head = record_section_head(contents.snapshots), record_section_head(len(plan.commits))
         writer = MPackWriter([
             (Section.OBJECTS, pack_size(places.sizes)),
@@ -95,7 +129,7 @@ async def assemble(services: FetchServices, repository: Repository, plan: FetchP
         file = await trio.to_thread.run_sync(lambda: path.open("wb"))
         with file:
             output = _Output(file, writer)
-            await _write_objects(services.store, scheme, places, output)
+            await _write_objects(services, scheme, places, output)
             for head, spool in ((snapshot_head, snapshots), (commit_head, commits)):
                 await trio.to_thread.run_sync(output.section_pieces, [head], spool)
             mpack_id = await trio.to_thread.run_sync(output.close)
@@ -123,7 +157,7 @@ class _Places:
         self.sizes.append(place.size)
         self._offsets.append(place.offset)
         if place.pack_id is None:
-            self._packs.append(-1)
+            self._packs.append(_PENDING if place.pending else _LOOSE)
             return
         number = self._numbers.setdefault(place.pack_id, len(self._pack_ids))
         if number == len(self._pack_ids):
@@ -134,7 +168,8 @@ class _Places:
         for at in range(len(self.sizes)):
             pack = self._packs[at]
             object_id = bytes(self.ids[at * 32 : at * 32 + 32])
-            yield Place(object_id, self.sizes[at], None if pack < 0 else self._pack_ids[pack], self._offsets[at])
+            pack_id = None if pack < 0 else self._pack_ids[pack]
+            yield Place(object_id, self.sizes[at], pack_id, self._offsets[at], pack == _PENDING)
 
 
 class _Output:
@@ -170,7 +205,8 @@ class _Output:
         self.size += len(data)
 
 
-async def _locate(index: Index, repo: int, scheme: Scheme, blobs: BlobList) -> _Places:
+async def located(index: Index, repo: int, scheme: Scheme, blobs: BlobList) -> _Places:
+    """Find where all blobs of an answer are; one that is nowhere raises ``ObjectDamaged``, and is named."""
     places = _Places()
     for part in blobs.parts(_LOOKUP_BATCH):
         found = await index.held_places(repo, scheme, part)
@@ -182,32 +218,32 @@ async def _locate(index: Index, repo: int, scheme: Scheme, blobs: BlobList) -> _
     return places
 
 
-async def _write_objects(store: ObjectStore, scheme: Scheme, places: _Places, output: _Output) -> None:
+async def _write_objects(services: FetchServices, scheme: Scheme, places: _Places, output: _Output) -> None:
     pack = PackWriter(len(places), keep_entries=False)
     await trio.to_thread.run_sync(output.section, pack.begin())
     batch: list[Place] = []
     size = 0
     for place in places:
         if place.size >= _STREAMED_FROM_BYTES:
-            await _copy_batch(store, scheme, batch, pack, output)
+            await _copy_batch(services, scheme, batch, pack, output)
             batch, size = [], 0
-            await _copy_streamed(store, scheme, place, pack, output)
+            await _copy_streamed(services.store, scheme, place, pack, output)
             continue
         batch.append(place)
         size += place.size
         if len(batch) >= _READ_OBJECTS or size >= _READ_BYTES:
-            await _copy_batch(store, scheme, batch, pack, output)
+            await _copy_batch(services, scheme, batch, pack, output)
             batch, size = [], 0
-    await _copy_batch(store, scheme, batch, pack, output)
+    await _copy_batch(services, scheme, batch, pack, output)
     await trio.to_thread.run_sync(output.section, pack.finish())
 
 
 async def _copy_batch(
-    store: ObjectStore, scheme: Scheme, batch: list[Place], pack: PackWriter, output: _Output
+    services: FetchServices, scheme: Scheme, batch: list[Place], pack: PackWriter, output: _Output
 ) -> None:
     if not batch:
         return
-    contents = await store.get_ranges([ReadRange(p.key(scheme), p.offset, p.size) for p in batch])
+    contents = await read_contents(services.index, services.store, scheme, batch)
 
     def write() -> None:
         for place, content in zip(batch, contents, strict=True):

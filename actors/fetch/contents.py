@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ import trio
 
 from actors.fetch.plan import FetchPlan
 from actors.manifests import ManifestCache
+from actors.memory import WORTH_BYTES, give_back
 from actors.spool import Spool
 from storage.errors import ObjectDamaged
 from storage.index import History
@@ -240,6 +242,9 @@ class ContentWriter:
             return to_spool
 
         await self._run(deliver(snapshots), deliver(commits))
+        self._cache = ManifestCache(self.history, self.scheme, None, self.limits)  # what is still to come needs none
+        if snapshots.size > WORTH_BYTES:
+            await trio.to_thread.run_sync(give_back)
 
     def _made(self, batch: list[_Out]) -> list[Mapping[str, object]]:
         for one in batch:
@@ -268,11 +273,12 @@ class ContentWriter:
         def read(ids: Sequence[bytes]) -> Awaitable[Mapping[bytes, bytes]]:
             return self.history.commit_records(self.repository, ids)
 
-        async for ids, records in _by_pieces([fact.commit_id for fact in part], read):
-            for commit_id in ids:
-                if commit_id not in records:
-                    raise ObjectDamaged(f"the index lacks the record of commit {commit_id.hex()}")
-                await out.add(_CommitOut(records[commit_id]))
+        async with aclosing(_by_pieces([fact.commit_id for fact in part], read)) as pieces:
+            async for ids, records in pieces:
+                for commit_id in ids:
+                    if commit_id not in records:
+                        raise ObjectDamaged(f"the index lacks the record of commit {commit_id.hex()}")
+                    await out.add(_CommitOut(records[commit_id]))
         await out.flush()
 
     async def _write_snapshots(
@@ -289,17 +295,19 @@ class ContentWriter:
         def read_extras(ids: Sequence[bytes]) -> Awaitable[Mapping[bytes, bytes]]:
             return self.history.snapshot_extras(self.repository, ids)
 
-        async for ids, rows in _by_pieces(list(facts), read):
-            async for some, extras in _by_pieces(ids, read_extras):
-                for snapshot_id in some:
-                    row = rows.get(snapshot_id)
-                    if row is None:
-                        raise ObjectDamaged(f"the index lacks snapshot {snapshot_id.hex()}")
-                    base_id, changes = await self._as_changes(facts[snapshot_id], row, by_id)
-                    more = extras.get(snapshot_id, b"")
-                    await out.add(_SnapshotOut(snapshot_id, base_id, changes, more, self.scheme))
-                    self._sent.add(snapshot_id)
-                    self.snapshots += 1
+        async with aclosing(_by_pieces(list(facts), read)) as pieces:
+            async for ids, rows in pieces:
+                async with aclosing(_by_pieces(ids, read_extras)) as parts:
+                    async for some, extras in parts:
+                        for snapshot_id in some:
+                            row = rows.get(snapshot_id)
+                            if row is None:
+                                raise ObjectDamaged(f"the index lacks snapshot {snapshot_id.hex()}")
+                            base_id, changes = await self._as_changes(facts[snapshot_id], row, by_id)
+                            more = extras.get(snapshot_id, b"")
+                            await out.add(_SnapshotOut(snapshot_id, base_id, changes, more, self.scheme))
+                            self._sent.add(snapshot_id)
+                            self.snapshots += 1
         await out.flush()
 
     async def _as_changes(
@@ -308,13 +316,16 @@ class ContentWriter:
         """Describe a snapshot by one the client has: as stored if that fits, else by a parent's, else whole."""
         if row.base_id is not None and row.base_id in self._sent:
             return row.base_id, row.delta
+        parents = [known for parent in fact.parents if (known := by_id.get(parent)) is not None]
+        sent = [known for known in parents if known.snapshot_id in self._sent]
+        if row.base_id is None and not sent:
+            return None, row.delta
         target = await self._cache.get(row.snapshot_id)
-        for parent in fact.parents:
-            known = by_id.get(parent)
-            if known is not None and known.snapshot_id in self._sent:
-                base = await self._cache.get(known.snapshot_id)
-                upsert, remove = await trio.to_thread.run_sync(base.changes_to, target)
-                return known.snapshot_id, Changes(upsert, remove, target.directories)
+        if sent:
+            base = await self._cache.get(sent[0].snapshot_id)
+            few = await trio.to_thread.run_sync(base.few_changes_to, target, max(AT_ONCE, len(target) // 2))
+            if few is not None:
+                return sent[0].snapshot_id, Changes(*few, target.directories)
         return None, Changes(Entries(target), (), target.directories)
 
 
@@ -338,7 +349,7 @@ class _Grouped:
             await self._deliver(batch)
 
 
-async def _by_pieces(wanted: list[bytes], read: Read[T]) -> AsyncIterator[tuple[list[bytes], Mapping[bytes, T]]]:
+async def _by_pieces(wanted: list[bytes], read: Read[T]) -> AsyncGenerator[tuple[list[bytes], Mapping[bytes, T]], None]:
     """Ask until everything was given; ids come with what was read along with them, or with nothing if there is none."""
     while wanted:
         found = await read(wanted)

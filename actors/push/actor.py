@@ -140,7 +140,7 @@ class PushActor(Actor[bytes | None]):
         self.ticket = begun
         attempt = await Attempt.begun(services, request, plan, begun)
         timings, counts = Timings(), Counts()
-        async with SpoolDirectory(services.spool_dir, f"push-{begun.number}-{begun.attempt}") as spools:
+        async with SpoolDirectory(services.spool_dir, f"push-{begun.number}-{begun.attempt}") as spools, attempt.kept:
             stages = ObjectStages(services, attempt, spools, counts, timings, self._progress)
             pack = RecordPack(spools)
             records = RecordStage(services, request, attempt, pack, counts, timings)
@@ -150,8 +150,8 @@ class PushActor(Actor[bytes | None]):
             end = await self._take_records(event, records)
             await self._check_end(end, counts, records)
             finish = Finish(
-                services, request, attempt, pack, records.commits, records.snapshots, counts, timings, self._progress,
-                records.tip,
+                services, request, attempt, pack, records.commits, records.snapshots.keys(), counts, timings,
+                self._progress, records.tip,
             )  # fmt: skip
             return "R", await finish.run()
 
@@ -168,7 +168,7 @@ class PushActor(Actor[bytes | None]):
                 case CommitPackEnd():
                     self._progress("records", records.received, None)
                 case End():
-                    await records.flush()
+                    await records.close()
                     return event
                 case _:
                     raise AssertionError(event)

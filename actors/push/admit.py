@@ -16,7 +16,7 @@ import trio
 from actors.push.claims import claim_held
 from actors.push.context import Attempt, Counts, PushServices
 from actors.spool import Spool, SpoolDirectory
-from storage.object_store import ReadRange
+from storage.contents import read_contents
 from wire.deltas import delta_pieces, result_size
 from wire.errors import Code, Refusal
 from wire.frames import INLINE_BYTES, Object
@@ -154,7 +154,12 @@ class Admitter:
         recent = self._recent.get(base_id)
         if recent is not None:
             return recent
-        await self._barrier()
+        kept = self._attempt.kept
+        if base_id not in kept:
+            await self._barrier()  # what was on its way may be kept now
+        content = kept.get(base_id)
+        if content is not None:
+            return content
         index, ticket = self._services.index, self._attempt.ticket
         lacking = await index.lacking_blobs(ticket, [base_id])
         if await claim_held(self._services, self._attempt, self._counts, lacking):
@@ -165,8 +170,7 @@ class Admitter:
         most = self._services.limits.delta_bytes
         if place.size > most:
             raise Refusal(Code.TOO_LARGE, f"a delta's base has {place.size} bytes, the limit is {most}")
-        key = place.key(self._scheme)
-        (content,) = await self._services.store.get_ranges([ReadRange(key, place.offset, place.size)])
+        (content,) = await read_contents(index, self._services.store, self._scheme, [place])
         return content
 
     def _budget(self, most: int) -> int:

@@ -14,12 +14,14 @@ uploader's reach first. Steps for each section of the request, and what is left 
 from __future__ import annotations
 
 import datetime as dt
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 import trio
 
+from actors.leases import leased
 from actors.push.context import BATCH_BYTES, BATCH_OBJECTS, BATCHES_PER_PUSH, PushServices
 from storage.errors import ObjectMissing, StorageError
 from storage.layout import confirming_key, loose_key, staged_object_key
@@ -76,10 +78,11 @@ class Confirmation:
         Raises:
             StorageError: the store or the index cannot answer; nothing is said of any object then.
         """
-        for at in range(0, len(object_ids), SECTION_OBJECTS):
-            await self._section(object_ids[at : at + SECTION_OBJECTS], sizes)
+        async with leased(self._services.index, self._services.environment, self._repo) as lease:
+            for at in range(0, len(object_ids), SECTION_OBJECTS):
+                await self._section(object_ids[at : at + SECTION_OBJECTS], sizes, lease)
 
-    async def _section(self, object_ids: Sequence[bytes], sizes: Mapping[bytes, int]) -> None:
+    async def _section(self, object_ids: Sequence[bytes], sizes: Mapping[bytes, int], lease: uuid.UUID) -> None:
         index, now = self._services.index, self._services.environment.now()
         there = await index.stored_blobs(self._repo, self._scheme, object_ids, now)
         waiting = [object_id for object_id in object_ids if object_id not in there]
@@ -91,7 +94,7 @@ class Confirmation:
         await section.take_large(waiting)
         if section.proved:
             expires = self._services.environment.now() + dt.timedelta(seconds=HELD_S)
-            await index.hold_blobs(self._repo, self._scheme, section.proved, expires)
+            await index.hold_blobs(self._repo, self._scheme, section.proved, expires, lease)
         await self._clean(section.read)
         await self._forgive(object_ids)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import trio
 
 from actors.heartbeat import LEASE_S, Heartbeats
+from actors.push.kept import KeptContents, KeptRoom
 from actors.push.observed import Observer, unobserved
 from storage.environment import Environment
 from storage.index import Index
@@ -25,7 +26,7 @@ from wire.paths import PathPolicy
 BATCH_OBJECTS = 64
 """Protocol §12: stream objects per batch."""
 BATCH_BYTES = 2 * 1024 * 1024
-OWN_BLOBS = 65_536
+OWN_BLOBS = 32_768
 """Some 8 MiB."""
 BATCHES_PER_PUSH = 3
 """Batches of one push on their way into the store: enough to keep decoding, storing and recording busy."""
@@ -55,6 +56,9 @@ class PushServices:
     lease_s: float = LEASE_S
     batches: Slots = field(default_factory=lambda: Slots(BATCHES_IN_ALL))
     observe: Observer = unobserved
+    followup_delay_s: float = 0.0
+    """How long the jobs that follow a push wait for more pushes."""
+    kept: KeptRoom = field(default_factory=KeptRoom)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,7 @@ class Attempt:
 
     plan: PushPlan
     ticket: PushTicket
+    kept: KeptContents
     unrecorded: Unrecorded = field(default_factory=Unrecorded)
     own_blobs: set[bytes] = field(default_factory=set)
     """Blobs this attempt has brought, the first :data:`OWN_BLOBS`: about those the index need not be asked."""
@@ -129,7 +134,8 @@ class Attempt:
         untouched = request.repository.scheme is None
         if untouched and ticket.attempt > 1 and not await services.index.is_of_scheme(ticket, plan.scheme):
             raise malformed("this push was begun with ids of the other scheme: send it under another push id")
-        return cls(plan, ticket, first=untouched and ticket.attempt == 1)
+        kept = KeptContents(services.kept, services.limits)
+        return cls(plan, ticket, kept, first=untouched and ticket.attempt == 1)
 
     def brought(self, blobs: Iterable[bytes]) -> None:
         """Take note of blobs that are stored."""

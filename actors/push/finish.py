@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
 
@@ -47,7 +48,7 @@ class Finish:
     attempt: Attempt
     pack: RecordPack
     commits: dict[bytes, PendingCommit]
-    snapshots: set[bytes]
+    snapshots: AbstractSet[bytes]
     counts: Counts
     timings: Timings
     progress: Callable[[str, int, int | None], None]
@@ -162,9 +163,11 @@ class Finish:
                 old = now_at  # it was moved since the push began: judged anew
                 continue
             verdict = partial(self._verdict, self.timings.in_ms())
+            delay_s = self.services.followup_delay_s
+            new_jobs = followups(self.packs, pending=self.attempt.kept.given, delay_s=delay_s)
             result = await index.finish_push(
                 ticket, plan.scheme, rows, BranchMove(plan.branch, old, plan.head, forced), verdict,
-                self.services.environment.now(), self.pack.size, followups(self.packs),
+                self.services.environment.now(), self.pack.size, new_jobs,
             )  # fmt: skip
             match result.outcome:
                 case Outcome.MOVED:
@@ -179,6 +182,8 @@ class Finish:
                 case Outcome.QUOTA_EXCEEDED:
                     assert result.usage is not None
                     raise quota_refusal(result.usage.used, result.usage.reserved, result.usage.quota)
+                case Outcome.COLLECTED | Outcome.NOT_HELD:
+                    raise Refusal(Code.BUSY, "what this push relied on was collected meanwhile: send it again")
                 case Outcome.HEAD_DIFFERS:
                     old = result.head
         raise Refusal(Code.HEAD_MOVED, f"the branch {plan.branch!r} keeps moving under this push: fetch and try again")

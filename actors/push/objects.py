@@ -3,6 +3,9 @@
 Between the stages are short channels, so a slow store slows the client down instead of filling memory. A batch
 is at most 64 objects or 2 MiB; a push has a few of them under way, all pushes together share a bound.
 
+The contents of a small push are not put into the store: they are kept until the last of them has come, and go into the
+index with their rows (see ``actors.push.kept`` and ``storage.content_cache``).
+
 What is left behind if the process dies: after a put, whole objects in the store that no row names; after a
 record, rows that belong to the push alone. Both are used when the push is sent again, or collected. Of the last up to
 64 objects the rows wait for the push's last transaction (see ``actors.push.finish``).
@@ -27,6 +30,7 @@ from actors.push.context import (
     PushServices,
     Timings,
 )
+from actors.push.kept import ROWS_BYTES
 from actors.spool import SpoolDirectory
 from storage.layout import loose_key
 from storage.rows import NOTHING_KNOWN, StoredBlob
@@ -69,8 +73,10 @@ class ObjectStages:
                 except (Refusal, ClientGone) as end:
                     following = end  # what is wrong with an earlier object is told first
         if isinstance(following, Refusal | ClientGone):
+            await self._spill()
             await self._record(self.attempt.unrecorded.take_blobs())
             raise following
+        await self._take_kept()
         return following
 
     async def _decode(self, next_event: NextEvent, parcels: trio.MemorySendChannel[Parcel]) -> Event:
@@ -160,15 +166,38 @@ class ObjectStages:
         if not self.attempt.first:
             known = await services.index.known_blobs(ticket.repo, scheme, list(unique), ticket.number)
         new = [blob for blob in unique.values() if blob.object_id not in known.held]
-        with self.timings.measure("put"):
-            await self._put([blob for blob in new if blob.object_id not in known.sent])
-        unrecorded = self.attempt.unrecorded
-        unrecorded.blobs += [StoredBlob(blob.object_id, blob.size) for blob in new]
+        unstored = [blob for blob in new if blob.object_id not in known.sent]
+        if not self.attempt.kept.keep({blob.object_id: blob.content for blob in unstored}):
+            await self._spill()
+            with self.timings.measure("put"):
+                await self._put(unstored)
+        await self._note([blob for blob in new if blob.object_id not in self.attempt.kept])
         self.attempt.brought(unique)
-        if len(unrecorded.blobs) > BATCH_OBJECTS or sum(blob.size for blob in unrecorded.blobs) > BATCH_BYTES:
-            await self._record(unrecorded.take_blobs())
         self.counts.blobs_received += len(batch)
         self.progress("objects", self.counts.blobs_received, self.attempt.plan.announced_objects)
+
+    async def _note(self, stored: Sequence[Admitted]) -> None:
+        """Take note of rows to record, and record them when they are many."""
+        unrecorded = self.attempt.unrecorded
+        unrecorded.blobs += [StoredBlob(blob.object_id, blob.size) for blob in stored]
+        if len(unrecorded.blobs) > BATCH_OBJECTS or sum(blob.size for blob in unrecorded.blobs) > BATCH_BYTES:
+            await self._record(unrecorded.take_blobs())
+
+    async def _spill(self) -> None:
+        """Put what was kept into the store: the push is not a small one, or is cut."""
+        kept = [Admitted(object_id, len(content), content) for object_id, content in self.attempt.kept.spill().items()]
+        for at in range(0, len(kept), BATCH_OBJECTS):
+            with self.timings.measure("put"):
+                await self._put(kept[at : at + BATCH_OBJECTS])
+            await self._note(kept[at : at + BATCH_OBJECTS])
+
+    async def _take_kept(self) -> None:
+        """Let what was kept go into the index: the last rows in the push's last transaction, the others before."""
+        unrecorded = self.attempt.unrecorded
+        for part in self.attempt.kept.rows(BATCH_OBJECTS, ROWS_BYTES):
+            if unrecorded.blobs:
+                await self._record(unrecorded.take_blobs())
+            unrecorded.blobs += part
 
     async def _record(self, blobs: list[StoredBlob]) -> None:
         if blobs:

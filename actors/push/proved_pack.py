@@ -287,7 +287,7 @@ class PackProver:
         self._entries.add(_ENTRY.pack(True, object_id, offset, size))
 
     def _note_record(self, kind: bytes, record: object) -> None:
-        pieces = list(_packed(record))
+        pieces = list(packed_record(record))
         self._note_head(kind, sum(map(len, pieces)))
         for piece in pieces:
             self._records.add(piece)
@@ -317,7 +317,7 @@ class PackProver:
         return Refusal(Code.BAD_OBJECT_HASH, f"object {shown} does not hash to its id", id=shown)
 
 
-def _packed(record: object) -> Iterator[bytes]:
+def packed_record(record: object) -> Iterator[bytes]:
     """Write a record as it came, maps of paths included that are kept as bytes."""
     if not isinstance(record, dict) or not any(isinstance(value, PathMap) for value in record.values()):
         yield msgpack.packb(record, use_bin_type=True)

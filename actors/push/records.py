@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import trio
 
 from actors.manifests import ManifestCache
+from actors.memory import WORTH_BYTES, give_back
 from actors.push.claims import claim_held
 from actors.push.context import Attempt, Counts, PushRequest, PushServices, Timings
 from actors.push.record_pack import Position, RecordPack
@@ -92,7 +93,8 @@ class RecordStage:
     counts: Counts
     timings: Timings
     commits: dict[bytes, PendingCommit] = field(default_factory=dict)
-    snapshots: set[bytes] = field(default_factory=set)
+    snapshots: dict[bytes, bytes] = field(default_factory=dict)
+    """Each to itself: whoever names one keeps this very object (a push has 50,000 of them)."""
     tagged: set[bytes] = field(default_factory=set)
     """Commits that tags name."""
     blobs_recorded: trio.Event | None = None
@@ -108,6 +110,9 @@ class RecordStage:
     _builder: SnapshotBuilder = field(init=False)
 
     def __post_init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         plan, services = self.attempt.plan, self.services
         self._cache = ManifestCache(services.index, plan.scheme, self.request.policy, services.limits)
         self._builder = SnapshotBuilder(plan.scheme, self.request.policy, services.limits)
@@ -146,6 +151,14 @@ class RecordStage:
         self._small, self._batch_bytes = self._batch_bytes <= _INLINE_BYTES, 0
         await self.add(batch)
 
+    async def close(self) -> None:
+        """Verify what is left, the last thing done; what that takes is given back before the finish takes its own."""
+        await self.flush()
+        self._begin()
+        self.attempt.own_blobs.clear()
+        if self._written_bytes > WORTH_BYTES:
+            await trio.to_thread.run_sync(give_back)
+
     @property
     def received(self) -> int:
         """Records taken so far that are commits of their own."""
@@ -171,7 +184,8 @@ class RecordStage:
                 else:
                     wanted = await trio.to_thread.run_sync(self._build, items, made)
             await self._require_blobs(made.added)
-            self.snapshots |= made.ids
+            made.added.clear()  # of a large tree that is as much as all the rest
+            self.snapshots.update((ref.row.snapshot_id, ref.row.snapshot_id) for ref in made.refs)
             if items:
                 await self._record(made.refs)
                 await self._learn_depths(list(made.ids))
@@ -212,8 +226,14 @@ class RecordStage:
         self._check_signature(commit)
         if commit.commit_id not in self.commits:
             position = self.pack.add(commit.commit_id, [commit.canonical])
+            known = (self.commits.get(parent) for parent in commit.parents)
             self.commits[commit.commit_id] = PendingCommit(
-                commit.commit_id, commit.parents, commit.snapshot_id, position
+                commit.commit_id,
+                tuple(
+                    parent if one is None else one.commit_id for parent, one in zip(commit.parents, known, strict=True)
+                ),
+                self.snapshots.get(commit.snapshot_id, commit.snapshot_id),
+                position,
             )
 
     def _check_signature(self, commit: Commit) -> None:
@@ -302,6 +322,8 @@ class RecordStage:
 
     async def _record(self, refs: Sequence[SnapshotRef]) -> None:
         if refs:
+            if sum(len(ref.row.delta) + len(ref.row.full or b"") for ref in refs) > WORTH_BYTES:
+                await trio.to_thread.run_sync(give_back)  # sending a large row takes three times its size
             await self._record_blobs()
             with self.timings.measure("record"):
                 written = await self.services.index.record_snapshots(

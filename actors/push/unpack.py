@@ -43,13 +43,15 @@ from actors.refusals import refusal_for
 from actors.spool import SpoolDirectory
 from storage.errors import IndexUnavailable, ObjectMissing, StorageError
 from storage.layout import incoming_key, pack_key, staged_mpack_key
-from storage.rows import NOTHING_KNOWN, PushRecord, PushTicket
+from storage.rows import NOTHING_KNOWN, PushRecord, PushState, PushTicket
 from wire.errors import Code, Refusal
 from wire.frames import Record
 from wire.ids import Scheme, format_id
 
 log = structlog.get_logger("push")
 
+_ANOTHERS = Code.PUSH_SUPERSEDED
+"""After it the upload belongs to the attempt that took over."""
 _ABOUT_THE_BRANCH = frozenset(
     (Code.NON_FAST_FORWARD, Code.HEAD_MOVED, Code.PROTECTED_BRANCH, Code.COUNT_MISMATCH, Code.MISSING_PARENTS)
 )
@@ -109,8 +111,11 @@ class UnpackActor(Actor[None]):
             refusal = refusal_for(error)
             if refusal is None:
                 raise
-            await keep_refusal(self._services, self._request, self.ticket, refusal, received=self._proved, polled=True)
-            verdict = refusal
+            verdict = await self._anothers(refusal) or refusal
+            if verdict is refusal:
+                await keep_refusal(
+                    self._services, self._request, self.ticket, refusal, received=self._proved, polled=True
+                )
         shown = verdict.body("") if isinstance(verdict, Refusal) else verdict
         seconds = trio.current_time() - began
         self._services.observe(observation("mpack", shown, seconds))
@@ -120,6 +125,18 @@ class UnpackActor(Actor[None]):
             **{k: v for k, v in shown.items() if k not in {"request_id", "missing"}},
         )  # fmt: skip
         return verdict
+
+    async def _anothers(self, refusal: Refusal) -> Mapping[str, object] | None:
+        """Give the verdict of another attempt that was accepted and took the upload with it, if that is what it is."""
+        if refusal.code is not Code.NOT_FOUND or self.ticket is None:
+            return None
+        try:
+            found = await self._services.index.find_push(self._request.repository.number, self._plan.push_id)
+        except IndexUnavailable:
+            return None
+        if found is None or found.state is not PushState.ACCEPTED:
+            return None
+        return first_verdict(found, self._request.handle)
 
     async def _attempt(self) -> Mapping[str, object]:
         services, request, plan = self._services, self._request, self._plan
@@ -155,14 +172,15 @@ class UnpackActor(Actor[None]):
                     await records.build_on_branch()
                     await self._take_records(prover, records)
                 finish = Finish(
-                    services, request, attempt, pack, records.commits, records.snapshots, counts, timings, _unseen,
-                    records.tip, records.tagged, self._packs(prover, own),
+                    services, request, attempt, pack, records.commits, records.snapshots.keys(), counts, timings,
+                    _unseen, records.tip, records.tagged, self._packs(prover, own),
                 )  # fmt: skip
                 verdict = await finish.run()
         except BaseException as error:
             refusal = refusal_for(error) if isinstance(error, Exception) else None
-            if refusal is None or refusal.code.retryable or (self._proved and refusal.code in _ABOUT_THE_BRANCH):
-                await self._clean([incoming])  # the next try finds the upload
+            kept = self._proved and refusal is not None and refusal.code in _ABOUT_THE_BRANCH
+            if refusal is None or refusal.code.retryable or refusal.code is _ANOTHERS or kept:
+                await self._clean([incoming])  # the next try finds the upload, or another one that runs
             else:
                 await self._clean([staged, incoming])
                 await self._release(begun)
@@ -234,7 +252,7 @@ class UnpackActor(Actor[None]):
         while batch := await trio.to_thread.run_sync(_some, given):
             for record in batch:
                 await records.take(record)
-        await records.flush()
+        await records.close()
 
     async def _release(self, ticket: PushTicket) -> None:
         """Let go of what was reserved for an upload that is removed."""

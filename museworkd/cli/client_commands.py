@@ -97,12 +97,13 @@ def clone_command(
 @click.command("fetch")
 @click.argument("remote", default="origin")
 @click.option("--depth", type=click.IntRange(min=1), help="No more than the newest commits of each branch.")
+@click.option("--prune", is_flag=True, help="Forget what is known of branches that REMOTE does not have any more.")
 @token_option
 @directory_option
 @result_options
 @guarded_client
 def fetch_command(
-    remote: str, depth: int | None, token: str | None, directory: Path, quiet: bool, as_json: bool
+    remote: str, depth: int | None, prune: bool, token: str | None, directory: Path, quiet: bool, as_json: bool
 ) -> None:
     """Bring what REMOTE has and this repository lacks; local branches stay where they are.
 
@@ -116,7 +117,7 @@ def fetch_command(
         where = find_remote(repository, remote, token)
 
         async def inside() -> Any:
-            return await fetch(repository, where, meter_for(quiet=quiet), depth=depth)
+            return await fetch(repository, where, meter_for(quiet=quiet), depth=depth, prune=prune)
 
         report = run(inside)
     emit(
@@ -125,6 +126,7 @@ def fetch_command(
         lambda: (
             f"fetched {many(report.commits, 'commit')} and {many(report.blobs, 'blob')}"
             + "".join(f"\n  {branch} → {head}" for branch, head in report.branches.items())
+            + "".join(f"\n  {branch} is gone there" for branch in report.pruned)
         ),
     )
 

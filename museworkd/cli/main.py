@@ -18,11 +18,15 @@ _COMMANDS = {
     "repo": ("operator_commands", "repo_group"),
     "token": ("operator_commands", "token_group"),
     "quota": ("operator_commands", "quota_command"),
+    "jobs": ("jobs_commands", "jobs_group"),
+    "gc": ("upkeep_commands", "gc_command"),
+    "scrub": ("upkeep_commands", "scrub_command"),
     "config": ("config_commands", "config_group"),
     "git-import": ("client_commands", "import_command"),
     "push": ("push_command", "push_command"),
     "clone": ("client_commands", "clone_command"),
     "fetch": ("client_commands", "fetch_command"),
+    "pull": ("pull_command", "pull_command"),
     "verify": ("client_commands", "verify_command"),
 }
 """Name → module and object: a command is imported when it is called, so that a client does not load the server."""

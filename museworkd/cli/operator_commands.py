@@ -28,7 +28,9 @@ from wire.errors import Code, Refusal, malformed
 _SCOPES = {right.name.lower(): right for right in Right if right is not Right.NONE}
 
 
-def _with_index(config: Config, work: Callable[[Index], Awaitable[Any]]) -> Any:
+def with_index(config: Config, work: Callable[[Index], Awaitable[Any]]) -> Any:
+    """Do something with the index of a configuration, also beside a running daemon."""
+
     async def inside() -> Any:
         async with open_deployment(config) as deployment:
             return await work(deployment.index)
@@ -82,14 +84,14 @@ def repo_create(
     config_file: Path | None, data_dir: str | None, database_url: str | None, settings: tuple[str, ...], as_json: bool,
 ) -> None:  # fmt: skip
     """Make a repository."""
-    owner, slug = _split(name)
+    owner, slug = repository_name(name)
     config, _ = load_config(config_file, data_dir, database_url, settings)
     wanted = {
         "slug": slug, "visibility": "public" if public else "private", "default_branch": default_branch,
         "domain": domain,
         "settings": {"relaxed_paths": relaxed_paths, "require_signed_commits": require_signed_commits},
     }  # fmt: skip
-    made = shown(_with_index(config, lambda index: create_repository(index, SystemEnvironment(), owner, wanted)))
+    made = shown(with_index(config, lambda index: create_repository(index, SystemEnvironment(), owner, wanted)))
     emit(made, as_json, lambda: f"made {made['visibility']} repository {owner}/{slug} ({made['repo_id']})")
 
 
@@ -104,7 +106,7 @@ def repo_list(
 ) -> None:  # fmt: skip
     """List all repositories."""
     config, _ = load_config(config_file, data_dir, database_url, settings)
-    found = _with_index(config, lambda index: index.list_repositories(None, everything=True))
+    found = with_index(config, lambda index: index.list_repositories(None, everything=True))
     rows = [shown(r) for r in found if owner in {None, r.owner}]
     emit(
         {"repositories": rows},
@@ -130,7 +132,7 @@ def repo_delete(
     settings: tuple[str, ...], as_json: bool,
 ) -> None:  # fmt: skip
     """Delete a repository."""
-    owner, slug = _split(name)
+    owner, slug = repository_name(name)
     config, _ = load_config(config_file, data_dir, database_url, settings)
     if not yes:
         click.confirm(f"delete {owner}/{slug} with all its history?", abort=True, err=True)
@@ -142,7 +144,7 @@ def repo_delete(
         await index.delete_repository(found.number, SystemEnvironment().now())
         return str(found.repo_id)
 
-    repo_id = _with_index(config, work)
+    repo_id = with_index(config, work)
     emit({"deleted": repo_id}, as_json, lambda: f"deleted {owner}/{slug}")
 
 
@@ -165,7 +167,7 @@ def token_create(
     """Make a token for an identity and print it: it cannot be shown again."""
     lifetime_s = lifetime(expires)
     config, _ = load_config(config_file, data_dir, database_url, settings)
-    token, secret = _with_index(
+    token, secret = with_index(
         config, lambda index: create_token(index, SystemEnvironment(), handle, _SCOPES[scope], lifetime_s)
     )
     if not as_json:
@@ -184,7 +186,7 @@ def token_list(
 ) -> None:  # fmt: skip
     """List tokens; their secrets are not kept."""
     config, _ = load_config(config_file, data_dir, database_url, settings)
-    rows = [_shown_token(t) for t in _with_index(config, lambda index: index.list_tokens(handle))]
+    rows = [_shown_token(t) for t in with_index(config, lambda index: index.list_tokens(handle))]
     columns = ["token_id", "handle", "scope", "state", "created_at", "expires_at", "revoked_at"]
     emit({"tokens": rows}, as_json, lambda: table_of(columns, [[row[c] or "-" for c in columns] for row in rows]))
 
@@ -204,7 +206,7 @@ def token_revoke(
     except ValueError:
         raise malformed("a token id is a UUID, as `token list` shows it") from None
     config, _ = load_config(config_file, data_dir, database_url, settings)
-    done = _with_index(config, lambda index: index.revoke_token(wanted, SystemEnvironment().now()))
+    done = with_index(config, lambda index: index.revoke_token(wanted, SystemEnvironment().now()))
     if done or as_json:
         emit({"revoked": done}, as_json, lambda: "revoked")
     if not done:
@@ -235,7 +237,7 @@ def quota_command(
             await index.set_quota(owner, wanted)
         return await index.owner_usage(owner, SystemEnvironment().now())
 
-    found = _with_index(config, work)
+    found = with_index(config, work)
     row = {
         "owner": owner, "used": found.used, "reserved": found.reserved, "quota": found.quota,
         "by_default": found.by_default,
@@ -254,7 +256,8 @@ def _quota(text: str) -> int | None:
     return int(text)
 
 
-def _split(name: str) -> tuple[str, str]:
+def repository_name(name: str) -> tuple[str, str]:
+    """Read ``OWNER/NAME``."""
     owner, slash, slug = name.partition("/")
     if not slash or not owner or not slug or "/" in slug:
         raise malformed(f"a repository is named OWNER/NAME, not {name!r}")

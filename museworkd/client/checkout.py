@@ -1,25 +1,26 @@
-"""Writing a snapshot into a work tree.
+"""Writing a snapshot into a work tree, and turning one that holds a snapshot into another.
 
 Paths were checked when the snapshot was taken in; here nothing is written through a symbolic link and nothing that
-is there already is overwritten. Every path becomes a regular file.
+is there already is overwritten unless it is what an earlier checkout wrote. Every path becomes a regular file.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Self
 
 from museworkd.client.errors import ClientError, IntegrityError
 from museworkd.client.progress import Meter
 from museworkd.client.repository import LocalRepository
+from museworkd.client.temporary import temporary_directory
+from museworkd.client.work_tree import WorkTree
 from storage.snapshots import build_manifest
 from wire.ids import format_id
 from wire.manifest import Manifest
 from wire.paths import PathPolicy, path_problem
+
+_NAMED_MOST = 10
 
 
 async def manifest_of(repository: LocalRepository, snapshot_id: bytes) -> Manifest:
@@ -33,6 +34,14 @@ async def manifest_of(repository: LocalRepository, snapshot_id: bytes) -> Manife
     return manifest
 
 
+async def manifest_of_commit(repository: LocalRepository, commit_id: bytes) -> Manifest:
+    """Rebuild the manifest of a commit's snapshot."""
+    facts = repository.index.facts(commit_id)
+    if facts is None:
+        raise IntegrityError(f"commit {format_id(commit_id, repository.scheme)} is missing here")
+    return await manifest_of(repository, facts.snapshot_id)
+
+
 async def checkout(repository: LocalRepository, meter: Meter) -> int:
     """Write the files of the current branch's head into an empty work tree; gives how many.
 
@@ -42,74 +51,87 @@ async def checkout(repository: LocalRepository, meter: Meter) -> int:
     head = repository.branches().get(repository.head_branch)
     if head is None:
         return 0
-    facts = repository.index.facts(head)
-    if facts is None:
-        raise IntegrityError(f"commit {format_id(head, repository.scheme)} is missing here")
-    manifest = await manifest_of(repository, facts.snapshot_id)
+    manifest = await manifest_of_commit(repository, head)
     repository.set_checked_out(head)
-    with meter.phase("Checking out", len(manifest)) as phase, _WorkTree(repository.root) as tree:
+    with meter.phase("Checking out", len(manifest)) as phase, WorkTree(repository.root) as tree:
         for path, blob_id in manifest.items():
-            if path_problem(path, PathPolicy.RELAXED) is not None:
-                raise IntegrityError(f"unsafe path {path!a} in snapshot {facts.snapshot_id.hex()}")
-            place = repository.index.place(blob_id)
-            if place is None:
-                raise IntegrityError(f"blob {blob_id.hex()} is missing here")
-            tree.write_file(path, repository.files.pieces(place))
+            tree.write_file(path, _pieces(repository, path, blob_id))
             phase.advance()
         for directory in manifest.directories:
             tree.enter(tuple(directory.split("/")))
     return len(manifest)
 
 
-_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+async def switch(repository: LocalRepository, commit_id: bytes, meter: Meter) -> int:
+    """Turn a work tree that holds one commit's files into another's; gives how many files were written or removed.
+
+    What the user has changed is never touched: if a file that would be written or removed is not as it was checked
+    out, nothing is done at all. A switch that was cut off is done again from where it was.
+
+    Raises:
+        ClientError: local changes are in the way; the message names them.
+    """
+    before = repository.checked_out
+    if before is None:  # a clone without files, which stays one
+        return 0
+    old, new = await manifest_of_commit(repository, before), await manifest_of_commit(repository, commit_id)
+    upsert, remove = old.changes_to(new)
+    with WorkTree(repository.root) as tree:
+        problems = _problems(repository, tree, old, upsert, remove)
+        if problems:
+            more = f" and {len(problems) - _NAMED_MOST} more" if len(problems) > _NAMED_MOST else ""
+            shown = ", ".join(f"{path!a}" for path in problems[:_NAMED_MOST])
+            raise ClientError(f"local changes would be lost in {shown}{more}; nothing was changed")
+        with meter.phase("Checking out", len(upsert) + len(remove)) as phase:
+            for path in remove:
+                tree.remove_file(path)
+                phase.advance()
+            with temporary_directory(repository) as directory:
+                for path, blob_id in upsert.items():
+                    tree.replace_file(path, _written(directory, _pieces(repository, path, blob_id)))
+                    phase.advance()
+            for name in sorted(set(old.directories) - set(new.directories), reverse=True):
+                with contextlib.suppress(ClientError, OSError):
+                    (repository.root / name).rmdir()
+            for name in new.directories:
+                tree.enter(tuple(name.split("/")))
+    repository.set_checked_out(commit_id)
+    return len(upsert) + len(remove)
 
 
-class _WorkTree:
-    """Writes below a root that may hold anything; directories are opened one from the other, so that none is a link."""
+def _problems(
+    repository: LocalRepository, tree: WorkTree, old: Manifest, upsert: dict[str, bytes], remove: list[str]
+) -> list[str]:
+    """Give the paths whose files are neither as they were checked out nor as they are to be."""
+    going = set(remove)
+    found = [path for path in remove if tree.blob_id(path, repository.scheme) not in {None, old.get(path)}]
+    for path, blob_id in upsert.items():
+        there = tree.blob_id(path, repository.scheme)
+        if there in {blob_id, old.get(path)}:  # a new path may be absent, a changed one may not
+            continue
+        below = tree.files_below(path)
+        if below is not None and old.get(path) is None and going.issuperset(below):
+            continue  # a directory whose files all go
+        parents = path.split("/")[:-1]
+        if any("/".join(parents[:n]) in going for n in range(1, len(parents) + 1)):
+            continue  # a file goes, a directory comes in its place
+        found.append(path)
+    return found
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._names: tuple[str, ...] | None = None
-        self._fd = -1
 
-    def __enter__(self) -> Self:
-        return self
+def _pieces(repository: LocalRepository, path: str, blob_id: bytes) -> Iterable[bytes]:
+    if path_problem(path, PathPolicy.RELAXED) is not None:
+        raise IntegrityError(f"unsafe path {path!a} in a snapshot")
+    place = repository.index.place(blob_id)
+    if place is None:
+        raise IntegrityError(f"blob {blob_id.hex()} is missing here")
+    return repository.files.pieces(place)
 
-    def __exit__(self, *exc: object) -> None:
-        self._leave()
 
-    def write_file(self, path: str, pieces: Iterable[bytes]) -> None:
-        """Write a file that is not there yet."""
-        *directories, name = path.split("/")
-        self.enter(tuple(directories))
-        try:
-            fd = os.open(name, _NEW_FILE, 0o666, dir_fd=self._fd)
-        except FileExistsError:
-            raise ClientError(f"{self._root / path} is in the way") from None
-        with os.fdopen(fd, "wb") as file:
-            for piece in pieces:
-                file.write(piece)
-
-    def enter(self, names: tuple[str, ...]) -> None:
-        """Open a directory, and make what is missing of it."""
-        if names == self._names:
-            return
-        self._leave()
-        self._fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        for number, name in enumerate(names, 1):
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(name, dir_fd=self._fd)
-            try:
-                fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
-            except OSError as error:
-                if error.errno not in {errno.ELOOP, errno.ENOTDIR}:
-                    raise
-                raise ClientError(f"{self._root.joinpath(*names[:number])} is in the way") from None
-            os.close(self._fd)
-            self._fd = fd
-        self._names = names
-
-    def _leave(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd, self._names = -1, None
+def _written(directory: Path, pieces: Iterable[bytes]) -> Path:
+    path = directory / "file"
+    path.unlink(missing_ok=True)
+    with path.open("xb") as file:
+        for piece in pieces:
+            file.write(piece)
+    return path

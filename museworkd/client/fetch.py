@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from museworkd.client.progress import Meter, Phase
 from museworkd.client.repository import LocalRepository, is_vacant
 from museworkd.client.temporary import sweep, temporary_directory
 from museworkd.client.transport import Api, Remote, download
-from wire.errors import Refusal
+from wire.errors import Code, Refusal
 from wire.ids import Scheme, format_id, parse_id
 from wire.paths import check_branch_name
 
@@ -25,13 +23,17 @@ HAVE_MOST = 500
 RESUMES = 5
 RESUME_PAUSE_S = 0.2
 """After a download that brought nothing, for each in a row."""
+PREPARING_S = 3_600.0
+"""How long a client asks for a pack that the server says it is making."""
+PREPARING_PAUSE_S = 1.0
 _DOMAIN_MOST = 255
 
 
 async def fetch(
-    repository: LocalRepository, remote: Remote, meter: Meter, *, name: str = "origin", depth: int | None = None
-) -> FetchReport:
-    """Bring everything the remote's branches have and this repository lacks.
+    repository: LocalRepository, remote: Remote, meter: Meter, *, name: str = "origin", depth: int | None = None,
+    prune: bool = False,
+) -> FetchReport:  # fmt: skip
+    """Bring everything the remote's branches have and this repository lacks; ``prune`` forgets branches that are gone.
 
     A shallow repository lacks what lies beyond its cut: without ``depth`` all of that is brought, with it so much that
     each branch has its newest ``depth`` commits.
@@ -56,7 +58,7 @@ async def fetch(
             if depth is not None:
                 body["depth"] = depth
             with meter.phase("Asking the server") as phase:
-                answer = await api.post("fetch/mpack", body)
+                answer = await _prepared(api, body, phase)
                 phase.note(f"{_count(answer, 'commit_count')} commits, {_count(answer, 'object_count')} blobs")
             if depth is None and answer.get("shallow"):
                 raise IntegrityError("the server sent a history that is cut, which was not asked for")
@@ -72,8 +74,9 @@ async def fetch(
         if known.get(branch) != head:
             repository.set_remote_branch(name, branch, head)
             report.branches[branch] = format_id(head, repository.scheme)
-    for branch in known.keys() - heads.keys():
+    for branch in sorted(known.keys() - heads.keys()) if prune else ():
         repository.set_remote_branch(name, branch, None)
+        report.pruned.append(branch)
     for tag, head in tags.items():
         repository.set_tag(tag, head)
     return report
@@ -106,6 +109,19 @@ def head_branch(branches: Collection[str], default: str) -> str:
     return min(branches, default=default)
 
 
+async def _prepared(api: Api, body: Mapping[str, object], phase: Phase) -> dict[str, object]:
+    """Ask until the server has made the pack; it is made once, however often it is asked for."""
+    began = trio.current_time()
+    while True:
+        try:
+            return await api.post("fetch/mpack", body)
+        except TransferError as error:
+            if error.code != Code.PREPARING.text or trio.current_time() - began > PREPARING_S:
+                raise
+            phase.note("the server is making the pack")
+            await trio.sleep(max(error.retry_after_s or 0.0, PREPARING_PAUSE_S))
+
+
 async def _take(
     repository: LocalRepository, answer: Mapping[str, object], report: FetchReport, meter: Meter
 ) -> dict[str, bytes]:
@@ -120,16 +136,16 @@ async def _take(
         with temporary_directory(repository) as directory:
             path = directory / "incoming"
             with meter.phase("Receiving", size) as phase:
-                await _download(url, path, size, expected, phase)
+                await _download(url, path, size, phase)
             report.received_bytes = size
             with meter.phase("Verifying", _count(answer, "commit_count") + _count(answer, "object_count")) as phase:
-                return await PackIntake(repository, path, answer.get("shallow"), report, phase).run()
+                return await PackIntake(repository, path, expected, answer.get("shallow"), report, phase).run()
     except Refusal as refusal:
         raise IntegrityError(f"what the server sent is refused ({refusal.code.text}): {refusal.detail}") from refusal
 
 
-async def _download(url: str, path: Path, size: int, expected: bytes, phase: Phase) -> None:
-    """Download with resumption, then check the whole against its hash."""
+async def _download(url: str, path: Path, size: int, phase: Phase) -> None:
+    """Download with resumption; nothing is proved yet."""
     free = room_in(path.parent)
     if size > free:
         raise ClientError(f"the server announced {size} bytes, and {path.parent} has room for {free}")
@@ -153,10 +169,6 @@ async def _download(url: str, path: Path, size: int, expected: bytes, phase: Pha
                 if failures > RESUMES:
                     raise
                 await trio.sleep(RESUME_PAUSE_S * failures)
-        file.seek(0)
-        if hashlib.file_digest(file, "sha256").digest() != expected:
-            raise IntegrityError("the downloaded pack does not hash to its id")
-        os.fsync(file.fileno())
 
 
 def _branch_heads(refs: Mapping[str, object], scheme: Scheme) -> dict[str, bytes]:

@@ -20,12 +20,14 @@ from museworkd.client.repository import LocalRepository
 from wire.ids import Kind, format_id, hash_bytes, hasher_for, parse_id
 from wire.inflate import inflate, inflate_stream, stated_zstd_size
 from wire.mpack import MPackEnd, MPackReader, MPackRecord, Section, SectionBegin
-from wire.pack import IndexEntry, PackObjectBegin, PackObjectEnd, PackPiece
+from wire.pack import IndexEntry, PackObject, PackObjectBegin, PackObjectEnd, PackPiece
 from wire.records import parse_commit, parse_snapshot_either, parse_tag
 
 WHOLE_BYTES = 4 * 1024 * 1024
 """A compressed content is inflated in memory up to this size; a larger one is inflated into its pack."""
 TAG_BYTES = 1024
+_WHOLE_BYTES = 256 * 1024
+"""Objects up to this size are taken from the file in one piece."""
 _READ_BYTES = 1024 * 1024
 _ZSTD_HEAD_BYTES = 18
 
@@ -36,6 +38,8 @@ class FetchReport:
 
     branches: dict[str, str] = field(default_factory=dict)
     """Remote branch → head, for those that changed."""
+    pruned: list[str] = field(default_factory=list)
+    """Remote branches that are gone and were forgotten."""
     default_branch: str = "main"
     commits: int = 0
     """Commits that were not here before."""
@@ -49,16 +53,24 @@ class PackIntake:
     """Read a downloaded mpack and link it into the repository."""
 
     def __init__(
-        self, repository: LocalRepository, path: Path, shallow: object, report: FetchReport, phase: Phase
+        self,
+        repository: LocalRepository,
+        path: Path,
+        expected: bytes,
+        shallow: object,
+        report: FetchReport,
+        phase: Phase,
     ) -> None:
         self._repository = repository
         self._path = path
+        self._expected = expected
         self._report = report
         self._phase = phase
         self._scheme = repository.scheme
         self._history = HistoryIntake(repository.index, repository.scheme)
         self._entries: list[IndexEntry] = []
         self._new: set[bytes] = set()
+        self._commits: set[bytes] = set()
         self._section_at: dict[Section, tuple[int, int]] = {}
         self._inflated: PackBuilder | None = None
         self._room = room_in(repository.packs)
@@ -75,7 +87,8 @@ class PackIntake:
                 for event in self._events():
                     if isinstance(event, MPackRecord):
                         await self._record(event)
-                self._report.blobs = sum(index.place(blob_id) is None for blob_id in self._new)
+                self._report.blobs = len(self._new) - len(await index.places(self._scheme, list(self._new)))
+                self._report.commits = len(self._commits) - len(await index.held_commits(0, list(self._commits)))
                 if self._report.blobs:
                     self._keep_blobs()
                 self._history.write()
@@ -92,7 +105,7 @@ class PackIntake:
         return self._tags
 
     def _events(self) -> Iterator[object]:
-        reader = MPackReader(CLIENT_LIMITS)
+        reader = MPackReader(CLIENT_LIMITS, whole_bytes=_WHOLE_BYTES)
         section = Section.OBJECTS
         current: PackObjectBegin | None = None
         hasher = hashlib.sha256()
@@ -103,6 +116,15 @@ class PackIntake:
                         case SectionBegin():
                             section = event.section
                             self._section_at[section] = (event.offset, event.length)
+                        case PackObject(object_id, offset, whole) if section is Section.OBJECTS:
+                            self._blob(
+                                PackObjectBegin(object_id, offset, len(whole)),
+                                hash_bytes(Kind.BLOB, whole, self._scheme),
+                            )
+                            self._phase.advance()
+                        case PackObject(object_id, offset, whole):
+                            self._inflate(PackObjectBegin(object_id, offset, len(whole)))
+                            self._phase.advance()
                         case PackObjectBegin():
                             current = event
                             hasher = hasher_for(Kind.BLOB, event.size, self._scheme)
@@ -116,6 +138,8 @@ class PackIntake:
                             else:
                                 self._blob(current, hasher.digest())
                             self._phase.advance()
+                        case MPackEnd(digest) if digest != self._expected:
+                            raise IntegrityError("the downloaded pack does not hash to its id")
                         case MPackEnd():
                             pass
                         case _:
@@ -181,7 +205,7 @@ class PackIntake:
             case Section.COMMITS:
                 commit = parse_commit(event.record, self._scheme, CLIENT_LIMITS)
                 self._history.commit(commit, shallow=commit.commit_id in self._shallow)
-                self._report.commits += not self._repository.index.has_commit(commit.commit_id)
+                self._commits.add(commit.commit_id)
                 self._phase.advance()
             case _:
                 tag = parse_tag(event.record, self._scheme, CLIENT_LIMITS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import trio
@@ -23,13 +23,16 @@ from museworkd.client.temporary import sweep, temporary_directory
 from museworkd.client.transport import Api
 from museworkd.client.unfinished import UnfinishedPush
 from museworkd.client.verdicts import find_push, known_verdict
-from wire.errors import Refusal
+from wire.errors import Code, Refusal
 from wire.ids import format_id, parse_id
+from wire.limits import DEFAULT_LIMITS
 
 __all__ = ["Lease", "Move", "PushReport", "Way", "push"]
 MPACK_FROM_OBJECTS = 500
 MPACK_FROM_BYTES = 50 * 1000 * 1000
 """Protocol §5, §6: from here on one file goes faster than a stream of frames."""
+MPACK_MOST_BYTES = DEFAULT_LIMITS.mpack_bytes
+"""Protocol §12: larger files are refused, as a rule, and a stream has no such limit."""
 ATTEMPTS = 6
 """Times a push is sent; one that found more at the server than the one before is not counted."""
 FIRST_PAUSE_S = 0.5
@@ -87,6 +90,7 @@ async def push(
                     held = await acknowledged(api, repository, head, heads)
                 outgoing = await find_outgoing(repository, head, heads, spools, held)
                 phase.advance(len(outgoing.blobs) + outgoing.commits)
+            chosen = way is Way.AUTO
             way = _choose(way, outgoing)
             planned = PushReport(
                 branch, shown, False, dry_run, move.value, way.value, outgoing.commits, len(outgoing.blobs),
@@ -100,15 +104,32 @@ async def push(
             header = {**rules, "push_id": str(push_id)}
             delivery = Delivery(repository, remote, outgoing, header, spools, meter)
             try:
-                result, attempts = await _deliver(delivery, way, resumed=resumed is not None)
+                ways = [way, Way.STREAM] if chosen and way is Way.MPACK else [way]
+                way, result, attempts = await _deliver_by(ways, delivery, unfinished, resumed=resumed is not None)
             except TransferError:
                 raise
             except ClientError:
                 unfinished.end()
                 raise
             unfinished.end()
-    spared = len(delivery.spared)
-    return replace(planned, blobs_spared=spared, sent_bytes=delivery.sent_bytes, attempts=attempts, result=result)
+    return replace(
+        planned, way=way.value, blobs_spared=len(delivery.spared), sent_bytes=delivery.sent_bytes, attempts=attempts,
+        result=result,
+    )  # fmt: skip
+
+
+async def _deliver_by(
+    ways: Sequence[Way], delivery: Delivery, unfinished: UnfinishedPush, *, resumed: bool
+) -> tuple[Way, Mapping[str, object], int]:
+    """Send by the first way; by the next if the server takes nothing of this size by it. Gives the way as well."""
+    way, *others = ways
+    try:
+        return way, *await _deliver(delivery, way, resumed=resumed)
+    except ClientError as error:
+        if not others or error.code != Code.TOO_LARGE.text:
+            raise
+    unfinished.begin(uuid.UUID(delivery.push_id), others[0].value)
+    return await _deliver_by(others, delivery, unfinished, resumed=False)
 
 
 async def _deliver(delivery: Delivery, way: Way, *, resumed: bool) -> tuple[Mapping[str, object], int]:
@@ -155,8 +176,9 @@ def _sending(delivery: Delivery, way: Way) -> Sending:
 def _choose(way: Way, outgoing: Outgoing) -> Way:
     if way is not Way.AUTO:
         return way
-    large = len(outgoing.blobs) >= MPACK_FROM_OBJECTS or outgoing.blob_bytes >= MPACK_FROM_BYTES
-    return Way.MPACK if large else Way.STREAM
+    size = outgoing.blob_bytes
+    large = len(outgoing.blobs) >= MPACK_FROM_OBJECTS or size >= MPACK_FROM_BYTES
+    return Way.MPACK if large and size <= MPACK_MOST_BYTES else Way.STREAM
 
 
 async def _begun_before(remote: Remote, push_id: uuid.UUID | None) -> uuid.UUID | None:

@@ -17,9 +17,14 @@ from actors.refusals import refusal_for
 from museworkd.http.branch_routes import get_refs, post_refs
 from museworkd.http.control import make_control_plane
 from museworkd.http.exchange import ClientDisconnected, Exchange
-from museworkd.http.fetch_routes import get_blob, get_mpack
+from museworkd.http.fetch_pack_routes import fetch_mpack
+from museworkd.http.fetch_routes import get_blob, get_mpack, get_signed_blob
+from museworkd.http.fetch_stream_routes import fetch_objects, fetch_presign, fetch_stream
+from museworkd.http.label_routes import delete_release, get_releases, get_tags, post_release, put_tags
 from museworkd.http.negotiation import write_body
 from museworkd.http.object_routes import confirm_objects, presign_objects
+from museworkd.http.plain_fetch import fetch
+from museworkd.http.plain_push import filter_objects, presign, push, push_objects
 from museworkd.http.push_route import push_stream
 from museworkd.http.services import HttpServices
 from museworkd.http.upload_routes import head_upload, put_upload
@@ -39,6 +44,21 @@ _ROUTES: list[tuple[str, re.Pattern[str], Handler]] = [
     ("POST", re.compile(_REPOSITORY + "/push/presign"), presign_objects),
     ("POST", re.compile(_REPOSITORY + "/push/confirm"), confirm_objects),
     ("GET", re.compile(_REPOSITORY + "/o/(?P<object_id>[^/]+)"), get_blob),
+    ("GET", re.compile(_REPOSITORY + "/blob/(?P<object_id>[0-9a-f]{64})"), get_signed_blob),
+    ("POST", re.compile(_REPOSITORY + "/push"), push),
+    ("POST", re.compile(_REPOSITORY + "/push/objects"), push_objects),
+    ("POST", re.compile(_REPOSITORY + "/filter-objects"), filter_objects),
+    ("POST", re.compile(_REPOSITORY + "/presign"), presign),
+    ("POST", re.compile(_REPOSITORY + "/tags"), put_tags),
+    ("GET", re.compile(_REPOSITORY + "/tags"), get_tags),
+    ("GET", re.compile(_REPOSITORY + "/releases"), get_releases),
+    ("POST", re.compile(_REPOSITORY + "/releases"), post_release),
+    ("DELETE", re.compile(_REPOSITORY + "/releases(?:/(?P<release_id>[^/]+))?"), delete_release),
+    ("POST", re.compile(_REPOSITORY + "/fetch"), fetch),
+    ("POST", re.compile(_REPOSITORY + "/fetch/mpack"), fetch_mpack),
+    ("POST", re.compile(_REPOSITORY + "/fetch/stream"), fetch_stream),
+    ("POST", re.compile(_REPOSITORY + "/fetch/objects"), fetch_objects),
+    ("POST", re.compile(_REPOSITORY + "/fetch/presign"), fetch_presign),
     ("PUT", re.compile(_UPLOAD), put_upload),
     ("GET", re.compile(_UPLOAD), head_upload),
     ("GET", re.compile(_REPOSITORY + "/mpack/(?P<mpack_id>[0-9a-f]{64})"), get_mpack),
@@ -46,11 +66,12 @@ _ROUTES: list[tuple[str, re.Pattern[str], Handler]] = [
 
 
 class HttpApp:
-    """The ASGI application."""
+    """The ASGI application; ``health_only``: of a daemon that has nothing to say but how it is."""
 
-    def __init__(self, services: HttpServices) -> None:
+    def __init__(self, services: HttpServices, health_only: bool = False) -> None:
         self._services = services
-        self._control = make_control_plane(services)
+        self._routes = [] if health_only else _ROUTES
+        self._control = make_control_plane(services, health_only)
 
     async def __call__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:
         """Serve one request; never raises but for cancellation."""
@@ -87,7 +108,7 @@ class HttpApp:
     async def _route(self, exchange: Exchange) -> None:
         wanted = "GET" if exchange.method == "HEAD" else exchange.method
         offered: list[str] = []
-        for method, pattern, handler in _ROUTES:
+        for method, pattern, handler in self._routes:
             match = pattern.fullmatch(exchange.path)
             if match is None:
                 continue

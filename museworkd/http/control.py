@@ -21,7 +21,7 @@ LARGE_BODIES_AT_ONCE = 24
 _REQUEST_ID = "museworkd.request_id"
 
 
-def make_control_plane(services: HttpServices) -> Callable[[Exchange], Awaitable[None]]:
+def make_control_plane(services: HttpServices, health_only: bool = False) -> Callable[[Exchange], Awaitable[None]]:
     """Build the Quart application and give the function that runs it for one exchange."""
     app = QuartTrio("museworkd", static_folder=None)
     app.url_map.merge_slashes = False  # our clients follow no redirects
@@ -32,7 +32,8 @@ def make_control_plane(services: HttpServices) -> Callable[[Exchange], Awaitable
         MAX_CONTENT_LENGTH=services.settings.control_body_bytes,
     )
     app.register_error_handler(HTTPException, _as_refusal)
-    for routes in (health_routes, history_routes, mpack_routes, repository_routes):
+    health_routes.register(app, services)
+    for routes in () if health_only else (history_routes, mpack_routes, repository_routes):
         routes.register(app, services)
 
     async def run(exchange: Exchange) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from museworkd.http.exchange import Exchange
 from museworkd.http.ranges import parse_range
 from museworkd.http.services import HttpServices, admit_to
+from storage.contents import settled_place
 from storage.errors import ObjectDamaged
 from storage.layout import fetch_pack_key
 from storage.object_store import ReadRange
-from storage.rows import Right
+from storage.rows import Repository, Right
 from wire.errors import Code, Refusal
-from wire.ids import Kind, Scheme, hasher_for, parse_id
+from wire.ids import Kind, Scheme, hasher_for, parse_any_id, parse_id
 from wire.mpack import MEDIA_TYPE
 
 _IN_MEMORY_BYTES = 256 * 1024
@@ -24,8 +25,26 @@ _PROVED_BYTES = 256 * 1024 * 1024
 async def get_blob(services: HttpServices, exchange: Exchange, names: Mapping[str, str]) -> None:
     """``GET o/{object_id}``: one blob this repository holds; Range and ETag as usual."""
     _, repository, _ = await admit_to(services, exchange, names, Right.READ)
+    if repository.scheme is None:
+        scheme, object_id = parse_any_id(names["object_id"], "object id")
+    else:
+        scheme, object_id = repository.scheme, parse_id(names["object_id"], repository.scheme, "object id")
+    await _give_blob(services, exchange, repository, scheme, object_id)
+
+
+async def get_signed_blob(services: HttpServices, exchange: Exchange, names: Mapping[str, str]) -> None:
+    """``GET blob/{hex}``: one blob this repository holds, by a signed URL instead of an authorisation."""
+    services.signer.check(exchange.method, exchange.path, exchange.query, services.environment.now().timestamp())
+    repository = await services.index.find_repository(names["owner"], names["slug"])
+    if repository is None:
+        raise Refusal(Code.NOT_FOUND, "no such repository")
     scheme = repository.scheme or Scheme.TYPED
-    object_id = parse_id(names["object_id"], scheme, "object id")
+    await _give_blob(services, exchange, repository, scheme, bytes.fromhex(names["object_id"]))
+
+
+async def _give_blob(
+    services: HttpServices, exchange: Exchange, repository: Repository, scheme: Scheme, object_id: bytes
+) -> None:
     place = (await services.index.held_places(repository.number, scheme, [object_id])).get(object_id)
     if place is None:
         raise Refusal(Code.NOT_FOUND, "no such object in this repository")
@@ -38,22 +57,23 @@ async def get_blob(services: HttpServices, exchange: Exchange, names: Mapping[st
     if exchange.headers.get("if-none-match") in {etag, "*"}:
         await exchange.respond(304, headers, b"")
         return
-    key = place.key(scheme)
     proof: _Proof | None = _Proof(object_id, scheme, place.size)
     whole: bytes | None = None
     if exchange.method == "GET":
         assert proof is not None
-        if place.size <= _IN_MEMORY_BYTES:
-            (whole,) = await services.store.get_ranges([ReadRange(key, place.offset, place.size)])
+        place, whole = await settled_place(services.index, scheme, place)
+        if whole is not None or place.size <= _IN_MEMORY_BYTES:
+            if whole is None:
+                (whole,) = await services.store.get_ranges([ReadRange(place.key(scheme), place.offset, place.size)])
             proof.update(whole)
             proof.check()
         elif "range" in exchange.headers and place.size <= _PROVED_BYTES:
-            async with services.store.stream(key, place.offset, place.size) as pieces:
+            async with services.store.stream(place.key(scheme), place.offset, place.size) as pieces:
                 async for piece in pieces:
                     proof.update(piece)
             proof.check()
             proof = None
-    await _send_content(services, exchange, headers, key, place.offset, place.size, whole, proof)
+    await _send_content(services, exchange, headers, place.key(scheme), place.offset, place.size, whole, proof)
 
 
 async def get_mpack(services: HttpServices, exchange: Exchange, names: Mapping[str, str]) -> None:

@@ -1,4 +1,7 @@
-"""``/livez`` and ``/readyz``: for the process manager and the load balancer."""
+"""``/livez`` and ``/readyz``: for the process manager and the load balancer.
+
+An actor that the watchdog has given up on is not mended by waiting: both pages say so with 503.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,8 @@ def register(app: QuartTrio, services: HttpServices) -> None:
 
     @app.get("/livez")
     async def livez() -> Response:
-        return answer({"status": "live"})
+        silent = services.supervisor.silent
+        return answer({"status": "stuck", "silent": list(silent)}, 503) if silent else answer({"status": "live"})
 
     async def index_state() -> str:
         try:
@@ -44,6 +48,8 @@ def register(app: QuartTrio, services: HttpServices) -> None:
     async def readyz() -> Response:
         checks = dict.fromkeys(("index", "store"), "no answer in time")
         checks["supervisor"] = "draining" if services.supervisor.draining else "ok"
+        silent = services.supervisor.silent
+        checks["actors"] = f"silent: {', '.join(silent)}" if silent else "ok"
 
         async def look(name: str, state: Callable[[], Awaitable[str]]) -> None:
             checks[name] = await state()

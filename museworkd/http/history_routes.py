@@ -1,19 +1,16 @@
-"""Reading history: ``refs``, ``negotiate``, ``fetch`` (protocol §4, §8)."""
+"""Finding common ground before a fetch: ``negotiate`` (protocol §4)."""
 
 from __future__ import annotations
 
 from quart import Response, request
 from quart_trio import QuartTrio
 
-from actors.fetch.assemble import fetch
 from actors.history import range_of
 from museworkd.http.access import admit
 from museworkd.http.services import HttpServices
+from museworkd.http.wants import read_commit_ids
 from storage.rows import Repository, Right
-from wire.errors import Code, Refusal, malformed
-from wire.ids import Scheme, format_id, parse_any_id, parse_id
-
-DEPTH_MOST = 1_000_000
+from wire.ids import Scheme, format_id
 
 
 def register(app: QuartTrio, services: HttpServices) -> None:
@@ -29,31 +26,11 @@ def register(app: QuartTrio, services: HttpServices) -> None:
     async def negotiate(owner: str, slug: str) -> Response:
         repository = await readable(owner, slug)
         body = await request_body()
-        want, have = _ids(services, repository, body, "want"), _ids(services, repository, body, "have")
+        want, have = (
+            read_commit_ids(services.limits, repository, body, "want"),
+            read_commit_ids(services.limits, repository, body, "have"),
+        )
         return answer(await _negotiate(services, repository, want, have))
-
-    async def fetch_mpack(owner: str, slug: str) -> Response:
-        repository = await readable(owner, slug)
-        body = await request_body()
-        want = _ids(services, repository, body, "want")
-        if not want:
-            raise malformed("want is empty")
-        have = _ids(services, repository, body, "have")
-        made = await fetch(services.fetch, repository, want, have, _depth(body))
-        url = None if made.mpack_id is None else _mpack_url(services, repository, made.mpack_id)
-        value: dict[str, object] = {
-            "mpack_id": None if made.mpack_id is None else format_id(made.mpack_id, Scheme.TYPED),
-            "mpack_url": url,
-            "commit_count": made.commit_count,
-            "object_count": made.object_count,
-            "size_bytes": made.size_bytes,
-        }
-        if "depth" in body:
-            value["shallow"] = [format_id(i, repository.scheme or Scheme.TYPED) for i in made.shallow]
-        return answer(value)
-
-    app.add_url_rule("/<owner>/<slug>/fetch", "fetch", fetch_mpack, methods=["POST"])
-    app.add_url_rule("/<owner>/<slug>/fetch/mpack", "fetch_mpack", fetch_mpack, methods=["POST"])
 
 
 async def _negotiate(
@@ -72,34 +49,3 @@ async def _negotiate(
         "common_base": None if common is None else format_id(common, scheme),
         "ready": not have or common is not None,
     }
-
-
-def _ids(services: HttpServices, repository: Repository, body: dict[str, object], key: str) -> list[bytes]:
-    """Read a list of commit ids of the repository's scheme; keeps the order, drops repetitions."""
-    value = body.get(key)
-    if value is None and key == "have":
-        return []
-    if not isinstance(value, list):
-        raise malformed(f"{key} is not a list of ids")
-    most = services.limits.negotiate_ids
-    if len(value) > most:
-        raise Refusal(Code.TOO_LARGE, f"{key} has {len(value)} ids, the limit is {most}")
-    if repository.scheme is None:
-        return list(dict.fromkeys(parse_any_id(item, key)[1] for item in value))
-    return list(dict.fromkeys(parse_id(item, repository.scheme, key) for item in value))
-
-
-def _depth(body: dict[str, object]) -> int | None:
-    depth = body.get("depth")
-    if depth is None:
-        return None
-    if type(depth) is not int or not 1 <= depth <= DEPTH_MOST:
-        raise malformed(f"depth is not a number from 1 to {DEPTH_MOST}")
-    return depth
-
-
-def _mpack_url(services: HttpServices, repository: Repository, mpack_id: bytes) -> str:
-    expires = int(services.environment.now().timestamp()) + services.presign_s
-    path = f"/{repository.owner}/{repository.slug}/mpack/{mpack_id.hex()}"
-    base = services.public_url or f"{request.scheme}://{request.host}"
-    return base + services.signer.sign("GET", path, expires)

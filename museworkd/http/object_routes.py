@@ -41,7 +41,7 @@ async def presign_objects(services: HttpServices, exchange: Exchange, names: Map
         scheme, ids = await parse_ids(repository, await body.member("object_ids"))
         push_id = await body.member("push_id")
         push = None if push_id is None else (parse_push_id(push_id, services.environment), identity.handle)
-        stored = await _stored(services, repository, scheme, ids, push)
+        stored = await stored_of(services, repository, scheme, ids, push)
         wanted, there = await off_loop(len(ids) > IN_LOOP_IDS, _divide, ids, stored)
         stated = await body.member("sizes") if wanted else {}
         sizes = await off_loop(len(wanted) > IN_LOOP_IDS, parse_sizes, wanted, stated, services.limits.object_bytes)
@@ -91,9 +91,9 @@ async def _writable(
     return repository, identity
 
 
-async def _stored(
+async def stored_of(
     services: HttpServices, repository: Repository, scheme: Scheme, ids: Mapping[bytes, str],
-    push: tuple[uuid.UUID, str] | None,
+    push: tuple[uuid.UUID, str] | None = None,
 ) -> set[bytes]:  # fmt: skip
     """Ask the index in batches of ids it keeps close together, which it finds together."""
     now = services.environment.now()
@@ -137,7 +137,7 @@ async def _urls(
     services: HttpServices, exchange: Exchange, repository: Repository, scheme: Scheme, wanted: Mapping[str, bytes],
     sizes: Mapping[str, int],
 ) -> dict[str, str]:  # fmt: skip
-    base = services.public_url or _as_addressed(exchange)
+    base = base_url(services, exchange)
     prefix = f"/{repository.owner}/{repository.slug}/upload/{OBJECT_KINDS[scheme]}/"
     expires = int(services.environment.now().timestamp()) + services.presign_s
     urls: dict[str, str] = {}
@@ -148,7 +148,10 @@ async def _urls(
     return urls
 
 
-def _as_addressed(exchange: Exchange) -> str:
+def base_url(services: HttpServices, exchange: Exchange) -> str:
+    """Give how clients reach the server: as the settings say, or as this one has addressed it."""
+    if services.public_url:
+        return services.public_url
     host = exchange.headers.get("host", "")
     if not _HOST.fullmatch(host):
         raise malformed("the Host header names no host")

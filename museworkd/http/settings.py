@@ -25,6 +25,8 @@ class HttpSettings:
     """For a client to take the next 256 KiB of an answer."""
     unpack_sync_s: float = 20.0
     """How long the request that starts an unpacking waits for its end (protocol §7)."""
+    fetch_sync_s: float = 20.0
+    """How long a fetch waits for its pack to be made, before the client is told to come again (protocol §8)."""
     control_body_bytes: int = MIB
     """Largest body of a control request."""
     id_list_bytes: int = 9 * MIB

@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: pushes by way, outcome and phase, and what pool, store and actors say of themselves."""
+"""Metrics for Prometheus: pushes and jobs by outcome and phase, and what pool, store and actors say of themselves."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from actors.jobs.runner import JobObservation
 from actors.push.observed import PushObservation
 
 Numbers = Mapping[str, float]
 Source = Callable[[], Numbers]
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_JOB_SECONDS = (*_SECONDS, 1_800, 7_200, 43_200)
 
 
 class Metrics:
@@ -36,6 +38,20 @@ class Metrics:
         self._written = Counter(
             "museworkd_push_records", "What accepted pushes brought", ["kind"], registry=self.registry
         )
+        self._jobs = Counter(
+            "museworkd_jobs", "Attempts at jobs that have ended here", ["type", "outcome"], registry=self.registry
+        )
+        self._job_seconds = Histogram(
+            "museworkd_job_seconds", "Of jobs that were done", ["type"], buckets=_JOB_SECONDS, registry=self.registry
+        )
+        self._job_waits = Histogram(
+            "museworkd_job_wait_seconds", "From the enqueueing of a job to an attempt", ["type"], buckets=_JOB_SECONDS,
+            registry=self.registry,
+        )  # fmt: skip
+        self._job_phases = Counter(
+            "museworkd_job_phase_seconds", "Time of jobs that were done by phase", ["type", "phase"],
+            registry=self.registry,
+        )  # fmt: skip
         self._sources = _Sources()
         self.registry.register(self._sources)
 
@@ -49,6 +65,18 @@ class Metrics:
             self._phases.labels(push.way, phase).inc(ms / 1000)
         for kind, count in push.counts.items():
             self._written.labels(kind).inc(count)
+
+    def observe_job(self, job: JobObservation) -> None:
+        """Count an attempt at a job; see ``actors.jobs.runner``."""
+        self._jobs.labels(job.type, job.outcome.value).inc()
+        self._job_waits.labels(job.type).observe(job.waited_s)
+        if job.outcome.value != "done":
+            return
+        for name, ms in job.timings.items():
+            phase = name.removesuffix("_ms")
+            self._job_phases.labels(job.type, phase).inc(ms / 1000)
+            if phase == "elapsed":
+                self._job_seconds.labels(job.type).observe(ms / 1000)
 
     def add_source(self, name: str, source: Source) -> None:
         """Show the numbers a source gives as gauges ``museworkd_<name>_<key>``."""

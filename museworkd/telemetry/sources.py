@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from actors.jobs.work import JobWork
 from museworkd.http.server import HttpServer
 from museworkd.http.services import HttpServices
 from museworkd.telemetry.metrics import Metrics
@@ -12,15 +13,21 @@ from storage.postgres.index import PostgresIndex
 
 
 def add_sources(
-    metrics: Metrics, services: HttpServices, index: PostgresIndex, store: ObjectStore, server: HttpServer
-) -> None:
-    """Show the pool, the store, the connections and the actors of a daemon."""
+    metrics: Metrics, services: HttpServices, index: PostgresIndex, store: ObjectStore, server: HttpServer,
+    work: JobWork | None = None,
+) -> None:  # fmt: skip
+    """Show the pool, the store, the connections, the actors and the jobs of a daemon."""
 
     def actors() -> dict[str, float]:
         statistics = services.supervisor.statistics()
-        return {"running": len(statistics.children), "restarts": statistics.restarts, "draining": statistics.draining}
+        return {
+            "running": len(statistics.children), "restarts": statistics.restarts, "draining": statistics.draining,
+            "silent": len(services.supervisor.silent),
+        }  # fmt: skip
 
     metrics.add_source("database", lambda: asdict(index.database.statistics()))
     metrics.add_source("store", lambda: asdict(store.statistics()))
     metrics.add_source("http", lambda: asdict(server.statistics()))
     metrics.add_source("actors", actors)
+    if work is not None:
+        metrics.add_source("work", work.statistics)

@@ -6,6 +6,7 @@ import datetime as dt
 import uuid
 from collections.abc import Sequence
 
+from storage.memory.content_cache import store_row
 from storage.memory.tables import PushEntry, Tables
 from storage.rows import HELD_S, PushState, StoredBlob
 from wire.ids import Scheme
@@ -31,7 +32,7 @@ def stored_blobs(
 def hold_blobs(tables: Tables, repo: int, scheme: Scheme, blobs: Sequence[StoredBlob], expires: dt.datetime) -> None:
     """See ``Holdings.hold_blobs``."""
     for blob in blobs:
-        tables.blobs.setdefault((scheme, blob.object_id), blob)
+        store_row(tables, scheme, blob)
         key = repo, scheme, blob.object_id
         tables.held_blobs[key] = max(expires, tables.held_blobs.get(key, expires))
 
@@ -53,8 +54,9 @@ def claim_blobs(
 def forget_held(tables: Tables, now: dt.datetime, most: int) -> int:
     """See ``Holdings.forget_held``."""
     expired = [key for key, until in tables.held_blobs.items() if until <= now][:most]
-    for key in expired:
-        del tables.held_blobs[key]
+    for repo, scheme, object_id in expired:
+        del tables.held_blobs[repo, scheme, object_id]
+        tables.collection.suspect((scheme, object_id), loose=False)
     return len(expired)
 
 

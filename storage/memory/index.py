@@ -13,22 +13,29 @@ import trio
 
 from storage.errors import StaleTicket
 from storage.index import READ_BYTES, UNREAD_NOTIFICATIONS
+from storage.job_rows import JOBS_CHANNEL, NewJob
 from storage.layout import Place
 from storage.memory import held, jobs, usage
+from storage.memory.collection_index import MemoryCollection
+from storage.memory.collection_marks import lease_begun, meet_marks
+from storage.memory.content_cache import store_row
+from storage.memory.content_cache_index import MemoryContentCache
+from storage.memory.insights_index import MemoryInsights
+from storage.memory.job_index import MemoryJobs
+from storage.memory.labels_index import MemoryLabels
+from storage.memory.pack_repair_index import MemoryPackRepairs
+from storage.memory.prebuilt_index import MemoryPrebuilt
 from storage.memory.tables import OwnRows, PushEntry, Tables
 from storage.rows import (
     ABANDONED_S,
-    JOBS_CHANNEL,
     QUOTA_NONE,
     Access,
     BranchLogEntry,
     BranchMove,
     BranchTip,
     CommitRow,
-    Job,
     Known,
     MoveResult,
-    NewJob,
     NewRepository,
     Outcome,
     OwnerUsage,
@@ -52,11 +59,18 @@ from wire.ids import Scheme
 T = TypeVar("T")
 
 
-class MemoryIndex:
+class MemoryIndex(
+    MemoryJobs, MemoryContentCache, MemoryPackRepairs, MemoryPrebuilt, MemoryInsights, MemoryCollection,
+    MemoryLabels,
+):  # fmt: skip
     """See ``storage.index.Index`` for what each operation promises."""
 
-    def __init__(self, tables: Tables | None = None, owner_quota: int = QUOTA_NONE) -> None:
+    def __init__(
+        self, tables: Tables | None = None, owner_quota: int = QUOTA_NONE,
+        new_token: Callable[[], uuid.UUID] = uuid.uuid4,
+    ) -> None:  # fmt: skip
         self.tables = tables or Tables()
+        self.new_token = new_token
         self._owner_quota = owner_quota
         self._listeners: dict[str, list[trio.MemorySendChannel[str]]] = {}
 
@@ -65,9 +79,9 @@ class MemoryIndex:
 
     async def notify(self, channel: str, payload: str) -> None:
         await trio.lowlevel.checkpoint()
-        self._notify(channel, payload)
+        self.notify_now(channel, payload)
 
-    def _notify(self, channel: str, payload: str) -> None:
+    def notify_now(self, channel: str, payload: str) -> None:
         for listener in self._listeners.get(channel, []):
             with suppress(trio.WouldBlock):
                 listener.send_nowait(payload)
@@ -145,6 +159,10 @@ class MemoryIndex:
         ]
         return sorted(found, key=lambda r: (r.owner, r.slug))
 
+    async def repositories_numbered(self, numbers: Sequence[int]) -> dict[int, Repository]:
+        await trio.lowlevel.checkpoint()
+        return {n: self.tables.repositories[n] for n in numbers if n in self.tables.repositories}
+
     async def update_repository(
         self, number: int, visibility: Visibility, settings: RepositorySettings, default_branch: str
     ) -> bool:
@@ -157,9 +175,12 @@ class MemoryIndex:
         )
         return True
 
-    async def delete_repository(self, number: int, at: dt.datetime) -> bool:  # noqa: ARG002 - the port's
+    async def delete_repository(self, number: int, at: dt.datetime) -> bool:
         await trio.lowlevel.checkpoint()
-        return self.tables.repositories.pop(number, None) is not None
+        gone = self.tables.repositories.pop(number, None)
+        if gone is not None:
+            self.tables.collection.deleted[number] = (at, gone.scheme)
+        return gone is not None
 
     async def set_collaborator(self, number: int, handle: str, right: Right) -> None:
         await trio.lowlevel.checkpoint()
@@ -197,6 +218,10 @@ class MemoryIndex:
             head = branches.get(move.branch)
             if head not in {move.old, move.new}:
                 return MoveResult(Outcome.HEAD_DIFFERS, head, move.branch)
+            held = self.tables.pushes_of(number)
+            is_lost = move.new is not None and not any(move.new in push.commits for push in held)
+            if is_lost and self.tables.collection.collected.get(number, 0):
+                return MoveResult(Outcome.NOT_HELD, None, move.branch)
         for move in ordered:
             head = branches.get(move.branch)
             if move.new is None:
@@ -226,6 +251,12 @@ class MemoryIndex:
         if entry.record.state is not PushState.OPEN or entry.record.handle != handle:
             return entry.record
         entry.attempt += 1
+        collection = self.tables.collection
+        collection.begun[entry.number] = collection.next_moment()
+        collected = collection.collected.get(repo, 0)
+        if collection.known.setdefault(entry.number, collected) != collected:
+            collection.known[entry.number] = collected
+            entry.snapshots.clear()  # what they were built on may be gone
         entry.record = replace(entry.record, verdict=None)
         entry.lease_expires = expires
         return PushTicket(entry.number, repo, push_id, entry.attempt)
@@ -276,10 +307,11 @@ class MemoryIndex:
 
     def _record_blobs(self, ticket: PushTicket, scheme: Scheme, stored: Sequence[StoredBlob]) -> int:
         entry = self._current(ticket)
+        meet_marks(self.tables, scheme, stored, self.tables.collection.begun.get(ticket.number, 0))
         before = len(entry.blobs)
         entry.size += sum({b.object_id: b.size for b in stored if b.object_id not in entry.blobs}.values())
         for blob in stored:
-            self.tables.blobs.setdefault((scheme, blob.object_id), blob)
+            store_row(self.tables, scheme, blob)
             entry.blobs.add(blob.object_id)
         return len(entry.blobs) - before
 
@@ -353,6 +385,9 @@ class MemoryIndex:
             return MoveResult(Outcome.SCHEME_DIFFERS)
         if repository.scheme is None and not self._is_of_scheme(self.tables.pushes[ticket.number], scheme):
             return MoveResult(Outcome.SCHEME_DIFFERS)
+        collection = self.tables.collection
+        if collection.known.get(ticket.number, 0) != collection.collected.get(ticket.repo, 0):
+            return MoveResult(Outcome.COLLECTED)
         branches = self.tables.branches[ticket.repo]
         head = branches.get(move.branch)
         if head not in {move.old, move.new}:
@@ -371,7 +406,7 @@ class MemoryIndex:
         self._finish(entry, PushState.ACCEPTED, verdict, now)
         jobs.enqueue(self.tables, ticket.repo, new_jobs, now)
         if new_jobs:
-            self._notify(JOBS_CHANNEL, "")
+            self.notify_now(JOBS_CHANNEL, "")
         return MoveResult(Outcome.MOVED, move.new)
 
     async def finish_push(
@@ -430,8 +465,16 @@ class MemoryIndex:
         await trio.lowlevel.checkpoint()
         return held.stored_blobs(self.tables, repo, scheme, object_ids, now, push)
 
-    async def hold_blobs(self, repo: int, scheme: Scheme, stored: Sequence[StoredBlob], expires: dt.datetime) -> None:
+    async def hold_blobs(
+        self,
+        repo: int,
+        scheme: Scheme,
+        stored: Sequence[StoredBlob],
+        expires: dt.datetime,
+        lease: uuid.UUID | None = None,
+    ) -> None:
         await trio.lowlevel.checkpoint()
+        meet_marks(self.tables, scheme, stored, 0 if lease is None else lease_begun(self.tables, lease))
         held.hold_blobs(self.tables, repo, scheme, stored, expires)
 
     async def claim_blobs(
@@ -470,10 +513,6 @@ class MemoryIndex:
     async def release_bytes(self, repo: int, reservation: bytes) -> None:
         await trio.lowlevel.checkpoint()
         self.tables.reservations.pop((repo, reservation), None)
-
-    async def list_jobs(self, repo: int) -> list[Job]:
-        await trio.lowlevel.checkpoint()
-        return jobs.list_jobs(self.tables, repo)
 
     async def held_commits(self, repo: int, commit_ids: Sequence[bytes]) -> dict[bytes, int]:
         await trio.lowlevel.checkpoint()
@@ -533,7 +572,11 @@ class MemoryIndex:
 
     def _places(self, scheme: Scheme, object_ids: Iterable[bytes]) -> dict[bytes, Place]:
         rows = {i: self.tables.blobs.get((scheme, i)) for i in object_ids}
-        return {i: Place(i, row.size, row.pack_id, row.offset) for i, row in rows.items() if row is not None}
+        cached = self.tables.cached
+        return {
+            i: Place(i, row.size, row.pack_id, row.offset, (scheme, i) in cached)
+            for i, row in rows.items() if row is not None
+        }  # fmt: skip
 
     def _first_held(
         self, repo: int, ids: Iterable[bytes], rows_of: Callable[[PushEntry], Mapping[bytes, bytes]]

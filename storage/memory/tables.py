@@ -5,12 +5,18 @@ from __future__ import annotations
 import datetime as dt
 import uuid
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from storage.content_cache import CachedContent
+from storage.job_rows import CronEntry, Job
+from storage.labels import TagRow
+from storage.memory.collection_tables import CollectionTables
+from storage.memory.insights import InsightTables
+from storage.prebuilt import PrebuiltPack
 from storage.rows import (
     BranchLogEntry,
     CommitRow,
-    Job,
     PushRecord,
     PushState,
     PushTicket,
@@ -67,6 +73,14 @@ class Reservation:
     expires: dt.datetime
 
 
+@dataclass(frozen=True, slots=True)
+class CronRow:
+    """A job that comes back, and when next."""
+
+    entry: CronEntry
+    next_at: dt.datetime
+
+
 @dataclass(slots=True)
 class Tables:
     """Everything the index knows."""
@@ -81,6 +95,9 @@ class Tables:
     branch_log: dict[int, list[BranchLogEntry]] = field(default_factory=lambda: defaultdict(list))
     pushes: dict[int, PushEntry] = field(default_factory=dict)
     blobs: dict[Key, StoredBlob] = field(default_factory=dict)
+    cached: dict[Key, CachedContent] = field(default_factory=dict)
+    """Contents of pending blobs."""
+    prebuilt: dict[tuple[int, tuple[bytes, ...]], PrebuiltPack] = field(default_factory=dict)
     held_blobs: dict[tuple[int, Scheme, bytes], dt.datetime] = field(default_factory=dict)
     """Until when a repository holds a blob that no push has named."""
     commits: dict[Key, CommitFacts] = field(default_factory=dict)
@@ -89,6 +106,17 @@ class Tables:
     usage: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     reservations: dict[tuple[int, bytes], Reservation] = field(default_factory=dict)
     jobs: dict[int, Job] = field(default_factory=dict)
+    claims: dict[int, uuid.UUID] = field(default_factory=dict)
+    """Job → token of who works on it."""
+    completed_by: dict[int, uuid.UUID] = field(default_factory=dict)
+    kept_states: dict[int, Mapping[str, object]] = field(default_factory=dict)
+    paused_types: set[str] = field(default_factory=set)
+    cron: dict[str, CronRow] = field(default_factory=dict)
+    insights: InsightTables = field(default_factory=InsightTables)
+    collection: CollectionTables = field(default_factory=CollectionTables)
+    tags: dict[tuple[int, str], TagRow] = field(default_factory=dict)
+    releases: dict[tuple[int, str], tuple[bytes, dt.datetime, dt.datetime | None]] = field(default_factory=dict)
+    """Record, when it was made, and when it was retracted."""
     last_number: int = 0
 
     def next_number(self) -> int:

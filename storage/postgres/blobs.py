@@ -8,6 +8,7 @@ from storage.errors import QuotaExceeded
 from storage.layout import Place
 from storage.postgres import usage
 from storage.postgres.arrays import Byteas, Int8s
+from storage.postgres.collection_meeting import NOBODY, Recorder, meet_marks
 from storage.postgres.database import Connection, one_statement
 from storage.postgres.pushes import require_current
 from storage.rows import QUOTA_NONE, Known, PushTicket, StoredBlob
@@ -31,6 +32,21 @@ _q_insert = """
     FROM unnest(%(ids)b, %(sizes)b, %(packs)b, %(offsets)b) AS new (id, size, pack, at)
     ON CONFLICT DO NOTHING
 """
+_q_insert_pending = """
+    WITH new AS (
+        INSERT INTO blobs (blob_id, scheme, size, pack, "offset", pending)
+        SELECT given.id, %(scheme)s, given.size, given.pack, given.at, given.waits = 1
+        FROM unnest(%(ids)b, %(sizes)b, %(packs)b, %(offsets)b, %(waiting)b) AS given (id, size, pack, at, waits)
+        ON CONFLICT DO NOTHING
+        RETURNING blob_id, pending
+    )
+    INSERT INTO content_cache (blob_id, scheme, content)
+    SELECT new.blob_id, %(scheme)s, given.content
+    FROM new JOIN unnest(%(ids)b, %(contents)b) AS given (id, content) ON given.id = new.blob_id
+    WHERE new.pending AND given.content IS NOT NULL
+    ON CONFLICT DO NOTHING
+"""
+"""Of what is new, contents that came along wait in the index; what is there already stays where it is."""
 _q_insert_refs = """
     INSERT INTO blob_refs (repo, blob_id, push)
     SELECT %(repo)s, new.id, %(push)s FROM unnest(%(ids)b) AS new (id)
@@ -45,7 +61,7 @@ _q_lacking = """
     )
 """
 _q_places = """
-    SELECT b.blob_id, b.size, (SELECT p.pack_id FROM packs p WHERE p.pack = b.pack), b."offset"
+    SELECT b.blob_id, b.size, (SELECT p.pack_id FROM packs p WHERE p.pack = b.pack), b."offset", b.pending
     FROM unnest(%(ids)b) AS wanted (id)
     CROSS JOIN LATERAL (SELECT * FROM blobs WHERE blob_id = wanted.id AND scheme = %(scheme)s OFFSET 0) AS b
 """
@@ -87,17 +103,26 @@ def insert_blobs(
     connection: Connection, ticket: PushTicket, scheme: Scheme, blobs: Sequence[StoredBlob]
 ) -> tuple[int, int]:
     """Record blobs of an attempt known to be the current one; gives how many the push lacked, and their size."""
-    arguments = {"repo": ticket.repo, "push": ticket.number, "ids": store_rows(connection, scheme, blobs)}
+    ids = store_rows(connection, scheme, blobs, Recorder(ticket.number, ticket.attempt))
+    arguments = {"repo": ticket.repo, "push": ticket.number, "ids": ids}
     added = connection.execute(_q_insert_refs, arguments, binary=True)
     sizes = {blob.object_id: blob.size for blob in blobs}
     size = sum(sizes.values()) if added.rowcount == len(sizes) else sum(sizes[bytes(row[0])] for row in added)
     return added.rowcount, size
 
 
-def store_rows(connection: Connection, scheme: Scheme, blobs: Sequence[StoredBlob]) -> Byteas:
-    """Insert the rows that say where blobs lie, for nobody in particular; gives their ids in the order taken."""
-    packs = _packs(connection, sorted({blob.pack_id for blob in blobs if blob.pack_id is not None}))
+def store_rows(
+    connection: Connection, scheme: Scheme, blobs: Sequence[StoredBlob], recorder: Recorder = NOBODY
+) -> Byteas:
+    """Insert the rows that say where blobs lie, for nobody in particular; gives their ids in the order taken.
+
+    Raises:
+        Tombstoned: some are being collected, or were after ``recorder`` began.
+    """
+    pack_ids = sorted({blob.pack_id for blob in blobs if blob.pack_id is not None})
     ordered = sorted(blobs, key=lambda blob: blob.object_id)  # in one order, or two pushes would wait in a circle
+    meet_marks(connection, scheme, pack_ids, ordered, recorder)
+    packs = _packs(connection, pack_ids)
     ids = Byteas([blob.object_id for blob in ordered])
     arguments = {
         "scheme": scheme.value,
@@ -106,7 +131,12 @@ def store_rows(connection: Connection, scheme: Scheme, blobs: Sequence[StoredBlo
         "packs": Int8s([None if blob.pack_id is None else packs[blob.pack_id] for blob in ordered]),
         "offsets": Int8s([blob.offset for blob in ordered]),
     }
-    connection.execute(_q_insert, arguments)
+    if any(blob.content is not None for blob in ordered):
+        contents = Byteas([blob.content for blob in ordered])
+        waiting = Int8s([int(blob.content is not None) for blob in ordered])  # the contents need be copied only once
+        connection.execute(_q_insert_pending, {**arguments, "waiting": waiting, "contents": contents})
+    else:
+        connection.execute(_q_insert, arguments)
     return ids
 
 
@@ -139,6 +169,6 @@ def held_places(connection: Connection, repo: int, scheme: Scheme, object_ids: S
 
 def _places(connection: Connection, query: str, arguments: dict[str, object]) -> dict[bytes, Place]:
     return {
-        bytes(object_id): Place(bytes(object_id), size, None if pack_id is None else bytes(pack_id), offset)
-        for object_id, size, pack_id, offset in connection.execute(query, arguments)
+        bytes(object_id): Place(bytes(object_id), size, None if pack_id is None else bytes(pack_id), offset, pending)
+        for object_id, size, pack_id, offset, pending in connection.execute(query, arguments)
     }

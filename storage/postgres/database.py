@@ -5,7 +5,7 @@ and a cancellation cannot cut it in half: the caller's cancellation asks the ser
 statement and then waits for the thread, so that no connection goes back to the pool with a cancel request
 still on its way. What failed for a reason outside the function (a serialization failure, a deadlock, a lost
 connection) is run again; every function can be, since it commits wholly or not at all and its writes are
-idempotent.
+idempotent. Transactions of several statements take turns besides, see ``storage.postgres.turns``.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from storage.environment import Environment
 from storage.errors import IndexUnavailable
+from storage.postgres.turns import LONG_S, Turn, turns_at_once
 
 T = TypeVar("T")
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -76,6 +77,8 @@ class DatabaseSettings:
     statement_timeout_s: float = 60.0
     lock_timeout_s: float = 10.0
     idle_in_transaction_timeout_s: float = 30.0
+    turns: int | None = None
+    """Transactions of several statements at once; ``None``: as many as there are cores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,8 @@ class Database:
         self._settings = settings
         self._environment = environment
         self._slots = trio.CapacityLimiter(settings.pool_size)
+        self._turns = trio.CapacityLimiter(settings.turns or turns_at_once())
+        self._threads = trio.CapacityLimiter(settings.pool_size)  # for what waits for a server that may be gone
         self._holds: deque[float] = deque(maxlen=_HOLD_SAMPLES)
         self._hold_max = 0.0
         self._transactions = self._retries = self._failures = 0
@@ -141,7 +146,7 @@ class Database:
                 if isinstance(error, _FINAL) or attempt >= ATTEMPTS:
                     raise IndexUnavailable(f"{type(error).__name__}: {_first_line(error)}") from error
                 if not isinstance(error, _CONFLICTS):  # the connection may be one of many that died together
-                    await trio.to_thread.run_sync(self._pool.check, abandon_on_cancel=True)
+                    await trio.to_thread.run_sync(self._pool.check, abandon_on_cancel=True, limiter=self._threads)
             self._retries += 1
             await trio.sleep(RETRY_DELAY_S * 2 ** (attempt - 1) * (0.5 + self._environment.jitter()))
             attempt += 1
@@ -151,7 +156,8 @@ class Database:
         holds = sorted(self._holds)
         limiter = self._slots.statistics()
         return DatabaseStatistics(
-            self._transactions, self._retries, self._failures, limiter.borrowed_tokens, limiter.tasks_waiting,
+            self._transactions, self._retries, self._failures, limiter.borrowed_tokens,
+            limiter.tasks_waiting + self._turns.statistics().tasks_waiting,
             self._hold_max * 1000, _percentile(holds, 0.99) * 1000, _percentile(holds, 0.5) * 1000,
         )  # fmt: skip
 
@@ -161,9 +167,12 @@ class Database:
         self._hold_max = 0.0
 
     async def _run_once(self, function: Callable[..., T], arguments: tuple[object, ...]) -> T:
-        job = _Job(self._pool, function, arguments)
-        async with self._slots:  # waiting in line can be cancelled freely
-            await job.in_thread(self._settings.statement_timeout_s + ANSWER_GRACE_S)
+        job = _Job(self._pool, self._threads, function, arguments)
+        answer_s = self._settings.statement_timeout_s + ANSWER_GRACE_S
+        async with contextlib.AsyncExitStack() as line:  # waiting in line can be cancelled freely
+            turn = None if function in _SINGLE else await line.enter_async_context(Turn(self._turns))
+            await line.enter_async_context(self._slots)
+            await job.in_thread(answer_s, turn)
         await trio.lowlevel.checkpoint_if_cancelled()
         self._transactions += 1
         self._holds.append(job.held_s)
@@ -176,7 +185,11 @@ class Database:
 class _Job(Generic[T]):
     """One function on its way through a connection."""
 
-    def __init__(self, pool: ConnectionPool[Connection], function: Callable[..., T], arguments: tuple[object, ...]):
+    def __init__(
+        self, pool: ConnectionPool[Connection], threads: trio.CapacityLimiter, function: Callable[..., T],
+        arguments: tuple[object, ...],
+    ) -> None:  # fmt: skip
+        self.threads = threads
         self._pool = pool
         self._function = function
         self._arguments = arguments
@@ -184,6 +197,7 @@ class _Job(Generic[T]):
         self._unwanted = False
         self._lock = threading.Lock()
         self._outcome: outcome.Outcome[T] | None = None
+        self._waiting: trio.lowlevel.Task | None = None
         self.done = trio.Event()
         self.hung_up = False
         self.held_s = 0.0
@@ -193,22 +207,32 @@ class _Job(Generic[T]):
         assert self._outcome is not None
         return self._outcome.unwrap()
 
-    async def in_thread(self, answer_s: float) -> None:
+    async def in_thread(self, answer_s: float, turn: Turn | None) -> None:
         """Run in a worker thread, to its end: a caller that is cancelled has the server cancel the statement first.
 
-        A server that does not answer within ``answer_s`` is hung up on. This is ``trio.to_thread.run_sync`` with a
-        hand in what a cancellation does, which would else take a nursery and a task for each transaction.
+        What takes long gives up its turn. A server that does not answer within ``answer_s`` is hung up on. This is
+        ``trio.to_thread.run_sync`` with a hand in what a cancellation does, which would else take a nursery and a
+        task for each transaction.
         """
-        task, token = trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
+        token = trio.lowlevel.current_trio_token()
 
         def finish() -> None:
             self.done.set()
-            trio.lowlevel.reschedule(task)
+            if self._waiting is not None:
+                trio.lowlevel.reschedule(self._waiting)
+                self._waiting = None
 
         def deliver(_: object) -> None:
             with contextlib.suppress(trio.RunFinishedError):
                 token.run_sync_soon(finish)
 
+        trio.lowlevel.start_thread_soon(self.run, deliver, "transaction")
+        if turn is not None:
+            with contextlib.suppress(trio.Cancelled), trio.move_on_after(LONG_S):  # the caller's is heard below
+                await self._wait(self._leave)
+            turn.give_up()
+        if self.done.is_set():
+            return
         with trio.move_on_after(answer_s) as patience:
 
             def abort(_: object) -> trio.lowlevel.Abort:
@@ -216,8 +240,15 @@ class _Job(Generic[T]):
                 trio.lowlevel.spawn_system_task(end, self, name="end a transaction")
                 return trio.lowlevel.Abort.FAILED
 
-            trio.lowlevel.start_thread_soon(self.run, deliver, "transaction")
-            await trio.lowlevel.wait_task_rescheduled(abort)
+            await self._wait(abort)
+
+    async def _wait(self, abort: Callable[[object], trio.lowlevel.Abort]) -> None:
+        self._waiting = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def _leave(self, _: object) -> trio.lowlevel.Abort:
+        self._waiting = None
+        return trio.lowlevel.Abort.SUCCEEDED
 
     def run(self) -> None:
         """Run in the worker thread; what the function raises is kept for :meth:`result`."""
@@ -290,7 +321,7 @@ async def _cancel(job: _Job[Any]) -> None:
     hang_up_at = trio.current_time() + CANCEL_ANSWER_S
     while not job.done.is_set():
         try:
-            await trio.to_thread.run_sync(job.cancel)
+            await trio.to_thread.run_sync(job.cancel, limiter=job.threads)
         except (psycopg.Error, OSError):
             pass  # no second connection, or no descriptor, to be had: the statement timeout ends it
         with trio.move_on_after(CANCEL_RETRY_S):

@@ -6,15 +6,13 @@ import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from storage.job_rows import NewJob
+from storage.postgres.acceptance import accept_current, lock_attempt
 from storage.postgres.blobs import insert_blobs
 from storage.postgres.database import Connection
-from storage.postgres.history import insert_commits, insert_snapshots
-from storage.postgres.pushes import accept_current
-from storage.rows import QUOTA_NONE, BranchMove, MoveResult, NewJob, Outcome, PushRows, PushState, PushTicket, Written
+from storage.postgres.history import insert_history
+from storage.rows import QUOTA_NONE, BranchMove, MoveResult, Outcome, PushRows, PushTicket, Written
 from wire.ids import Scheme
-
-_q_look = "SELECT state, attempt, bytes, verdict FROM pushes WHERE push = %s FOR UPDATE"
-"""Locked from the start: two attempts that both hold a share of the row could not both get it alone."""
 
 
 def finish_push(
@@ -23,18 +21,13 @@ def finish_push(
     new_jobs: Sequence[NewJob] = (), quota: int = QUOTA_NONE,
 ) -> MoveResult:  # fmt: skip
     """See ``Pushes.finish_push``; ``quota`` is the deployment's default. Unless it is moved, all is rolled back."""
-    state, attempt, brought, kept = connection.execute(_q_look, (ticket.number,)).fetchone() or (None, None, 0, None)
-    if (state, attempt) == (PushState.ACCEPTED.value, ticket.attempt):  # by a call like this one, its answer lost
-        return MoveResult(Outcome.MOVED, move.new, verdict=kept)
-    if (state, attempt) != (PushState.OPEN.value, ticket.attempt):
-        return MoveResult(Outcome.SUPERSEDED)
+    attempt = lock_attempt(connection, ticket, scheme)
+    if attempt.decided is not None:
+        moved = attempt.decided.outcome is Outcome.MOVED
+        return replace(attempt.decided, head=move.new) if moved else attempt.decided
     blobs, size = insert_blobs(connection, ticket, scheme, rows.blobs) if rows.blobs else (0, 0)
-    snapshots = insert_snapshots(connection, ticket, scheme, rows.snapshots) if rows.snapshots else 0
-    commits = insert_commits(connection, ticket, scheme, rows.commits) if rows.commits else 0
+    snapshots, commits = insert_history(connection, ticket, scheme, rows.snapshots, rows.commits)
     words = verdict(Written(blobs, snapshots, commits))
-    size += brought + record_bytes
-    result = accept_current(connection, ticket, scheme, move, words, now, size, new_jobs, quota)
-    if result.outcome is not Outcome.MOVED:
-        connection.rollback()
-        return result
-    return replace(result, verdict=words)
+    size += attempt.brought_bytes + record_bytes
+    result = accept_current(connection, ticket, move, words, now, size, new_jobs, quota)
+    return replace(result, verdict=words) if result.outcome is Outcome.MOVED else result

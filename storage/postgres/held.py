@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from storage.postgres.arrays import Byteas
 from storage.postgres.blobs import store_rows
+from storage.postgres.collection_meeting import Recorder, hold_lease
 from storage.postgres.database import Connection
 from storage.postgres.pushes import require_current
 from storage.rows import HELD_S, PushTicket, StoredBlob
@@ -64,9 +65,12 @@ _q_claim = """
     RETURNING blob_id
 """
 _q_forget = """
-    DELETE FROM held_blobs WHERE ctid = ANY (ARRAY(
-        SELECT ctid FROM held_blobs WHERE expires_at <= %s ORDER BY expires_at LIMIT %s FOR UPDATE SKIP LOCKED
-    ))
+    WITH gone AS (
+        DELETE FROM held_blobs WHERE ctid = ANY (ARRAY(
+            SELECT ctid FROM held_blobs WHERE expires_at <= %s ORDER BY expires_at LIMIT %s FOR UPDATE SKIP LOCKED
+        )) RETURNING scheme, blob_id
+    )
+    INSERT INTO collect_suspects SELECT 0, scheme, blob_id, false FROM gone
 """
 _STRETCH_IDS, _STRETCH_PART, _STRETCH_FACTOR = 100, 0.2, 4
 """So many ids within a fifth of all possible ones are many that lie close together, unless the repository holds four
@@ -122,10 +126,13 @@ def _head(object_id: bytes) -> int:
 
 
 def hold_blobs(
-    connection: Connection, repo: int, scheme: Scheme, blobs: Sequence[StoredBlob], expires: dt.datetime
-) -> None:
+    connection: Connection, repo: int, scheme: Scheme, blobs: Sequence[StoredBlob], expires: dt.datetime,
+    lease: uuid.UUID | None = None,
+) -> None:  # fmt: skip
     """See ``Holdings.hold_blobs``."""
-    ids = store_rows(connection, scheme, blobs)
+    if lease is not None:
+        hold_lease(connection, lease)
+    ids = store_rows(connection, scheme, blobs, Recorder(lease=lease))
     connection.execute(_q_hold, {"repo": repo, "scheme": scheme.value, "expires": expires, "ids": ids})
 
 

@@ -14,50 +14,64 @@ from wire.graph import CommitFacts
 from wire.ids import Scheme
 
 # Each id is looked up by key on its own, see ``storage.postgres.blobs``.
-_q_insert_snapshots = """
-    INSERT INTO snapshots (snapshot_id, scheme, base_id, depth, delta, "full")
-    SELECT new.id, %(scheme)s, new.base, new.depth, new.delta, new.whole
-    FROM unnest(%(ids)b, %(bases)b, %(depths)b, %(deltas)b, %(wholes)b) AS new (id, base, depth, delta, whole)
-    ON CONFLICT DO NOTHING
+# What belongs together is one statement. Its parts run in order, so that all pushes take locks in the same one: each
+# asks for what the one before it gave.
+_snapshots = """
+    stored_snapshots AS (
+        INSERT INTO snapshots (snapshot_id, scheme, base_id, depth, delta, "full")
+        SELECT new.id, %(scheme)s, new.base, new.depth, new.delta, new.whole
+        FROM unnest(%(snapshots)b, %(bases)b, %(depths)b, %(deltas)b, %(wholes)b)
+             AS new (id, base, depth, delta, whole)
+        ON CONFLICT DO NOTHING RETURNING 1
+    ), added_snapshots AS (
+        INSERT INTO snapshot_refs (repo, snapshot_id, push, extras)
+        SELECT %(repo)s, new.id, %(push)s, new.extras
+        FROM unnest(%(snapshots)b, %(extras)b) AS new (id, extras)
+        WHERE (SELECT count(*) FROM stored_snapshots) >= 0
+          AND NOT EXISTS (SELECT 1 FROM snapshot_refs r JOIN pushes p USING (push)
+                          WHERE r.repo = %(repo)s AND r.snapshot_id = new.id AND p.state = 1 OFFSET 0)
+        ON CONFLICT DO NOTHING RETURNING 1
+    )
 """
-_q_insert_snapshot_refs = """
-    INSERT INTO snapshot_refs (repo, snapshot_id, push, extras)
-    SELECT %(repo)s, new.id, %(push)s, new.extras
-    FROM unnest(%(ids)b, %(extras)b) AS new (id, extras)
-    WHERE NOT EXISTS (SELECT 1 FROM snapshot_refs r JOIN pushes p USING (push)
-                      WHERE r.repo = %(repo)s AND r.snapshot_id = new.id AND p.state = 1 OFFSET 0)
-    ON CONFLICT DO NOTHING
+_commits = """
+    stored_commits AS (
+        INSERT INTO commits (commit_id, scheme, parents, snapshot_id, generation)
+        SELECT new.id, %(scheme)s,
+               ARRAY(SELECT substring(new.parents FROM at FOR 32)
+                     FROM generate_series(1, octet_length(new.parents), 32) AS at ORDER BY at),
+               new.snapshot, new.generation
+        FROM unnest(%(commits)b, %(parents)b, %(roots)b, %(generations)b) AS new (id, parents, snapshot, generation)
+        WHERE (SELECT count(*) FROM {after}) >= 0
+        ON CONFLICT DO NOTHING RETURNING 1
+    ), stored_records AS (
+        INSERT INTO commit_records (record_id, record)
+        SELECT * FROM unnest(%(records)b, %(bodies)b) AS new (id, body)
+        WHERE (SELECT count(*) FROM stored_commits) >= 0 ORDER BY 1
+        ON CONFLICT DO NOTHING RETURNING 1
+    ), added_commits AS (
+        INSERT INTO commit_refs (repo, commit_id, push, record_id)
+        SELECT %(repo)s, new.id, %(push)s, new.record
+        FROM unnest(%(commits)b, %(records)b) AS new (id, record)
+        WHERE (SELECT count(*) FROM stored_records) >= 0
+          AND NOT EXISTS (SELECT 1 FROM commit_refs r JOIN pushes p USING (push)
+                          WHERE r.repo = %(repo)s AND r.commit_id = new.id AND p.state = 1 OFFSET 0)
+        ON CONFLICT DO NOTHING RETURNING 1
+    )
 """
-_q_insert_commits = """
-    INSERT INTO commits (commit_id, scheme, parents, snapshot_id, generation)
-    SELECT new.id, %(scheme)s,
-           ARRAY(SELECT substring(new.parents FROM at FOR 32)
-                 FROM generate_series(1, octet_length(new.parents), 32) AS at ORDER BY at),
-           new.snapshot, new.generation
-    FROM unnest(%(ids)b, %(parents)b, %(snapshots)b, %(generations)b) AS new (id, parents, snapshot, generation)
-    ON CONFLICT DO NOTHING
-"""
-_q_insert_records = """
-    INSERT INTO commit_records (record_id, record)
-    SELECT * FROM unnest(%(records)b, %(bodies)b) AS new (id, body) ORDER BY 1
-    ON CONFLICT DO NOTHING
-"""
-_q_insert_commit_refs = """
-    INSERT INTO commit_refs (repo, commit_id, push, record_id)
-    SELECT %(repo)s, new.id, %(push)s, new.record
-    FROM unnest(%(ids)b, %(records)b) AS new (id, record)
-    WHERE NOT EXISTS (SELECT 1 FROM commit_refs r JOIN pushes p USING (push)
-                      WHERE r.repo = %(repo)s AND r.commit_id = new.id AND p.state = 1 OFFSET 0)
-    ON CONFLICT DO NOTHING
+_q_insert_snapshots = f"WITH {_snapshots} SELECT count(*) FROM added_snapshots"
+_q_insert_commits = f"WITH {_commits.format(after='(VALUES (0)) AS nothing')} SELECT count(*) FROM added_commits"
+_q_insert_history = f"""
+    WITH {_snapshots}, {_commits.format(after="added_snapshots")}
+    SELECT (SELECT count(*) FROM added_snapshots), (SELECT count(*) FROM added_commits)
 """
 # What an earlier attempt has recorded was new to the repository, too.
 _q_own_snapshots = """
-    SELECT count(*) FROM unnest(%(ids)b) AS wanted (id)
+    SELECT count(*) FROM unnest(%(snapshots)b) AS wanted (id)
     WHERE EXISTS (SELECT 1 FROM snapshot_refs r
                   WHERE r.repo = %(repo)s AND r.snapshot_id = wanted.id AND r.push = %(push)s OFFSET 0)
 """
 _q_own_commits = """
-    SELECT count(*) FROM unnest(%(ids)b) AS wanted (id)
+    SELECT count(*) FROM unnest(%(commits)b) AS wanted (id)
     WHERE EXISTS (SELECT 1 FROM commit_refs r
                   WHERE r.repo = %(repo)s AND r.commit_id = wanted.id AND r.push = %(push)s OFFSET 0)
 """
@@ -172,21 +186,8 @@ def insert_snapshots(
     connection: Connection, ticket: PushTicket, scheme: Scheme, snapshots: Sequence[SnapshotRef]
 ) -> int:
     """Record snapshots of an attempt that is known to be the current one."""
-    refs = sorted(snapshots, key=lambda ref: ref.row.snapshot_id)  # see record_commits
-    rows = [ref.row for ref in refs]
-    arguments: dict[str, object] = {
-        "repo": ticket.repo,
-        "push": ticket.number,
-        "scheme": scheme.value,
-        "ids": Byteas([row.snapshot_id for row in rows]),
-        "bases": Byteas([row.base_id for row in rows]),
-        "depths": Int8s([row.depth for row in rows]),
-        "deltas": Byteas([row.delta for row in rows]),
-        "wholes": Byteas([row.full for row in rows]),
-        "extras": Byteas([ref.extras for ref in refs]),
-    }
-    connection.execute(_q_insert_snapshots, arguments)
-    added = connection.execute(_q_insert_snapshot_refs, arguments).rowcount
+    arguments = _arguments(ticket, scheme) | _snapshot_arguments(snapshots)
+    added = _count(connection, _q_insert_snapshots, arguments)
     return added if ticket.attempt == 1 else _count(connection, _q_own_snapshots, arguments)
 
 
@@ -198,23 +199,24 @@ def record_commits(connection: Connection, ticket: PushTicket, scheme: Scheme, c
 
 def insert_commits(connection: Connection, ticket: PushTicket, scheme: Scheme, commits: Sequence[CommitRow]) -> int:
     """Record commits of an attempt that is known to be the current one."""
-    # pushes that bring the same rows wait for each other: in one order, or they would wait in a circle
-    commits = sorted(commits, key=lambda c: c.commit_id)
-    arguments: dict[str, object] = {
-        "repo": ticket.repo,
-        "push": ticket.number,
-        "scheme": scheme.value,
-        "ids": Byteas([c.commit_id for c in commits]),
-        "parents": Byteas([b"".join(c.parents) for c in commits]),
-        "snapshots": Byteas([c.snapshot_id for c in commits]),
-        "generations": Int8s([c.generation for c in commits]),
-        "records": Byteas([hashlib.sha256(c.record).digest() for c in commits]),
-        "bodies": Byteas([c.record for c in commits]),
-    }
-    connection.execute(_q_insert_commits, arguments)
-    connection.execute(_q_insert_records, arguments)
-    added = connection.execute(_q_insert_commit_refs, arguments).rowcount
+    arguments = _arguments(ticket, scheme) | _commit_arguments(commits)
+    added = _count(connection, _q_insert_commits, arguments)
     return added if ticket.attempt == 1 else _count(connection, _q_own_commits, arguments)
+
+
+def insert_history(
+    connection: Connection, ticket: PushTicket, scheme: Scheme, snapshots: Sequence[SnapshotRef],
+    commits: Sequence[CommitRow],
+) -> tuple[int, int]:  # fmt: skip
+    """Record both of an attempt that is known to be the current one; gives how many were new to the repository."""
+    if not snapshots and not commits:
+        return 0, 0
+    arguments = _arguments(ticket, scheme) | _snapshot_arguments(snapshots) | _commit_arguments(commits)
+    row = connection.execute(_q_insert_history, arguments).fetchone()
+    assert row is not None
+    if ticket.attempt == 1:
+        return row[0], row[1]
+    return _count(connection, _q_own_snapshots, arguments), _count(connection, _q_own_commits, arguments)
 
 
 @one_statement
@@ -285,6 +287,36 @@ def snapshot_chain(connection: Connection, scheme: Scheme, snapshot_id: bytes) -
     """See ``History.snapshot_chain``."""
     rows = connection.execute(_q_snapshot_chain, {"scheme": scheme.value, "id": snapshot_id}, binary=True)
     return [_snapshot(row) for row in rows]
+
+
+def _arguments(ticket: PushTicket, scheme: Scheme) -> dict[str, object]:
+    return {"repo": ticket.repo, "push": ticket.number, "scheme": scheme.value}
+
+
+# Pushes that bring the same rows wait for each other: in one order, or they would wait in a circle.
+def _snapshot_arguments(snapshots: Sequence[SnapshotRef]) -> dict[str, object]:
+    refs = sorted(snapshots, key=lambda ref: ref.row.snapshot_id)
+    rows = [ref.row for ref in refs]
+    return {
+        "snapshots": Byteas([row.snapshot_id for row in rows]),
+        "bases": Byteas([row.base_id for row in rows]),
+        "depths": Int8s([row.depth for row in rows]),
+        "deltas": Byteas([row.delta for row in rows]),
+        "wholes": Byteas([row.full for row in rows]),
+        "extras": Byteas([ref.extras for ref in refs]),
+    }
+
+
+def _commit_arguments(commits: Sequence[CommitRow]) -> dict[str, object]:
+    commits = sorted(commits, key=lambda c: c.commit_id)
+    return {
+        "commits": Byteas([c.commit_id for c in commits]),
+        "parents": Byteas([b"".join(c.parents) for c in commits]),
+        "roots": Byteas([c.snapshot_id for c in commits]),
+        "generations": Int8s([c.generation for c in commits]),
+        "records": Byteas([hashlib.sha256(c.record).digest() for c in commits]),
+        "bodies": Byteas([c.record for c in commits]),
+    }
 
 
 def _count(connection: Connection, query: str, arguments: dict[str, object]) -> int:

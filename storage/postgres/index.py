@@ -10,6 +10,7 @@ from typing import Self
 
 from storage.environment import Environment, SystemEnvironment
 from storage.errors import QuotaExceeded
+from storage.job_rows import NewJob
 from storage.layout import Place
 from storage.postgres import (
     access,
@@ -19,14 +20,20 @@ from storage.postgres import (
     held,
     history,
     identities,
-    jobs,
     pushes,
     repositories,
     schemes,
     usage,
 )
+from storage.postgres.collection_index import PostgresCollection
+from storage.postgres.content_cache_index import PostgresContentCache
 from storage.postgres.database import Connection, Database, DatabaseSettings, DatabaseStatistics
+from storage.postgres.insights_index import PostgresInsights
+from storage.postgres.job_index import PostgresJobs
+from storage.postgres.labels_index import PostgresLabels
 from storage.postgres.listener import listen
+from storage.postgres.pack_repair_index import PostgresPackRepairs
+from storage.postgres.prebuilt_index import PostgresPrebuilt
 from storage.rows import (
     QUOTA_NONE,
     Access,
@@ -34,10 +41,8 @@ from storage.rows import (
     BranchMove,
     BranchTip,
     CommitRow,
-    Job,
     Known,
     MoveResult,
-    NewJob,
     NewRepository,
     OwnerUsage,
     PushRecord,
@@ -57,7 +62,10 @@ from wire.graph import CommitFacts
 from wire.ids import Scheme
 
 
-class PostgresIndex:
+class PostgresIndex(
+    PostgresContentCache, PostgresPackRepairs, PostgresPrebuilt, PostgresInsights, PostgresJobs, PostgresCollection,
+    PostgresLabels,
+):  # fmt: skip
     """See ``storage.index.Index`` for what each operation promises."""
 
     def __init__(
@@ -113,6 +121,9 @@ class PostgresIndex:
 
     async def list_repositories(self, handle: str | None, everything: bool = False) -> list[Repository]:
         return await self.database.run(repositories.list_repositories, handle, everything)
+
+    async def repositories_numbered(self, numbers: Sequence[int]) -> dict[int, Repository]:
+        return await self.database.run(repositories.repositories_numbered, numbers)
 
     async def update_repository(
         self, number: int, visibility: Visibility, settings: RepositorySettings, default_branch: str
@@ -229,8 +240,15 @@ class PostgresIndex:
     ) -> set[bytes]:
         return await self.database.run(held.stored_blobs, repo, scheme, object_ids, now, push)
 
-    async def hold_blobs(self, repo: int, scheme: Scheme, stored: Sequence[StoredBlob], expires: dt.datetime) -> None:
-        await self.database.run(held.hold_blobs, repo, scheme, stored, expires)
+    async def hold_blobs(
+        self,
+        repo: int,
+        scheme: Scheme,
+        stored: Sequence[StoredBlob],
+        expires: dt.datetime,
+        lease: uuid.UUID | None = None,
+    ) -> None:
+        await self.database.run(held.hold_blobs, repo, scheme, stored, expires, lease)
 
     async def claim_blobs(
         self, ticket: PushTicket, scheme: Scheme, object_ids: Sequence[bytes], now: dt.datetime
@@ -259,9 +277,6 @@ class PostgresIndex:
 
     async def release_bytes(self, repo: int, reservation: bytes) -> None:
         await self.database.run(usage.release_bytes, repo, reservation)
-
-    async def list_jobs(self, repo: int) -> list[Job]:
-        return await self.database.run(jobs.list_jobs, repo)
 
     async def held_commits(self, repo: int, commit_ids: Sequence[bytes]) -> dict[bytes, int]:
         return await self.database.run(history.held_commits, repo, commit_ids)

@@ -15,27 +15,38 @@ import datetime as dt
 import json
 from collections.abc import Sequence
 
+from storage.job_rows import JOBS_CHANNEL, PAYLOAD_MEMBERS, WHOLE, NewJob
 from storage.postgres.database import Connection
-from storage.rows import JOBS_CHANNEL, LISTED_JOBS, PAYLOAD_MEMBERS, WHOLE, Job, JobState, NewJob
 
-_q_enqueue = f"""
-    WITH queued AS (
+
+def merged_payload(waiting: str, more: str) -> str:
+    """Give the expression of a waiting job's payload with more added, by the names of both columns."""
+    return f"""CASE
+                WHEN (SELECT count(*) FROM jsonb_object_keys({waiting} || {more})) > {PAYLOAD_MEMBERS}
+                THEN '{json.dumps(WHOLE)}'::jsonb ELSE {waiting} || {more} END"""
+
+
+def queued(condition: str = "true") -> str:
+    """Give the part of a statement that enqueues the jobs of :func:`job_arguments`."""
+    return f"""queued AS (
         INSERT INTO jobs (repo, type, priority, payload, run_at, created_at)
-        SELECT %(repo)s, new.type, new.priority, new.payload::jsonb, %(now)s, %(now)s
-        FROM unnest(%(types)s::text[], %(priorities)s::smallint[], %(payloads)s::text[])
-             AS new (type, priority, payload)
+        SELECT %(repo)s, new.type, new.priority, new.payload::jsonb,
+               %(now)s + new.delay_s * interval '1 second', %(now)s
+        FROM unnest(%(types)s::text[], %(priorities)s::smallint[], %(payloads)s::text[], %(delays)s::float8[])
+             AS new (type, priority, payload, delay_s)
+        WHERE {condition}
         ORDER BY new.type
         ON CONFLICT (repo, type) WHERE state = 0 DO UPDATE
-            SET payload = CASE
-                WHEN (SELECT count(*) FROM jsonb_object_keys(jobs.payload || excluded.payload)) > {PAYLOAD_MEMBERS}
-                THEN '{json.dumps(WHOLE)}'::jsonb ELSE jobs.payload || excluded.payload END
+            SET payload = {merged_payload("jobs.payload", "excluded.payload")}
             WHERE excluded.payload <> '{{}}'::jsonb
-    )
-    SELECT pg_notify(%(channel)s, '')
-"""
-_q_list = """
-    SELECT job, repo, type, state, priority, payload, run_at, attempts, created_at, finished_at, result, error
-    FROM jobs WHERE repo = %s ORDER BY job DESC LIMIT %s
+    )"""
+
+
+_q_enqueue = f"WITH {queued()} SELECT pg_notify(%(channel)s, '')"
+_q_waiting = """
+    SELECT j.job FROM unnest(%(types)s::text[]) AS new (type)
+    CROSS JOIN LATERAL (SELECT job FROM jobs WHERE repo = %(repo)s AND type = new.type AND state = 0 OFFSET 0) AS j
+    ORDER BY new.type COLLATE "C"
 """
 
 
@@ -43,22 +54,22 @@ def enqueue(connection: Connection, repo: int, jobs: Sequence[NewJob], now: dt.d
     """Enqueue jobs of different types, at once, and wake who claims when the transaction has ended."""
     if not jobs:
         return
-    arguments = {
-        "repo": repo,
-        "now": now,
+    connection.execute(_q_enqueue, {"repo": repo, "now": now, **job_arguments(jobs)})
+
+
+def job_arguments(jobs: Sequence[NewJob]) -> dict[str, object]:
+    """Give the arguments of jobs of different types."""
+    return {
         "types": [job.type for job in jobs],
         "priorities": [job.priority for job in jobs],
         "payloads": [json.dumps(dict(job.payload)) for job in jobs],
+        "delays": [job.delay_s for job in jobs],
         "channel": JOBS_CHANNEL,
     }
-    connection.execute(_q_enqueue, arguments)
 
 
-def list_jobs(connection: Connection, repo: int) -> list[Job]:
-    """See ``Jobs.list_jobs``."""
-    rows = connection.execute(_q_list, (repo, LISTED_JOBS)).fetchall()
-    return [
-        Job(number, of, kind, JobState(state), priority, payload, run_at, attempts, created, finished, result, error)
-        for number, of, kind, state, priority, payload, run_at, attempts, created, finished, result, error
-        in reversed(rows)
-    ]  # fmt: skip
+def enqueue_jobs(connection: Connection, repo: int, jobs: Sequence[NewJob], now: dt.datetime) -> list[int]:
+    """See ``Jobs.enqueue_jobs``; those that wait are locked, so they wait still when they are looked up."""
+    enqueue(connection, repo, jobs, now)
+    arguments = {"repo": repo, "types": [job.type for job in jobs]}
+    return [job for (job,) in connection.execute(_q_waiting, arguments)]

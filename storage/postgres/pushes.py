@@ -15,49 +15,35 @@ from typing import Any
 from psycopg.types.json import Json
 
 from storage.errors import StaleTicket
-from storage.postgres import jobs, usage
-from storage.postgres.branches import q_repository, swap
+from storage.job_rows import NewJob
+from storage.postgres.acceptance import accept_current, lock_attempt
 from storage.postgres.database import Connection, one_statement
-from storage.postgres.schemes import is_of_scheme
-from storage.rows import (
-    ABANDONED_S,
-    QUOTA_NONE,
-    BranchMove,
-    MoveResult,
-    NewJob,
-    Outcome,
-    PushRecord,
-    PushState,
-    PushTicket,
-)
+from storage.rows import ABANDONED_S, QUOTA_NONE, BranchMove, MoveResult, Outcome, PushRecord, PushState, PushTicket
 from wire.ids import Scheme
 
 _q_begin = """
-    INSERT INTO pushes (repo, push_id, handle, branch, attempt, state, lease_expires, created_at)
-    VALUES (%(repo)s, %(push_id)s, %(handle)s, %(branch)s, 1, 0, %(expires)s, %(now)s)
+    INSERT INTO pushes (repo, push_id, handle, branch, attempt, state, lease_expires, created_at, collected)
+    VALUES (%(repo)s, %(push_id)s, %(handle)s, %(branch)s, 1, 0, %(expires)s, %(now)s,
+            coalesce((SELECT r.collected FROM repositories r WHERE r.repo = %(repo)s), 0))
     ON CONFLICT (repo, push_id) DO UPDATE
-        SET attempt = pushes.attempt + 1, lease_expires = excluded.lease_expires, verdict = NULL
+        SET attempt = pushes.attempt + 1, lease_expires = excluded.lease_expires, verdict = NULL,
+            begun = excluded.begun
         WHERE pushes.state = 0 AND pushes.handle = excluded.handle
-    RETURNING push, attempt
+    RETURNING push, attempt, collected,
+              coalesce((SELECT r.collected FROM repositories r WHERE r.repo = %(repo)s), 0)
 """
+_q_forget_snapshots = "DELETE FROM snapshot_refs WHERE repo = %s AND push = %s"
+_q_know_of_collection = "UPDATE pushes SET collected = %s WHERE push = %s"
 _record_columns = "push_id, handle, branch, state, verdict, created_at, finished_at, lease_expires"
 _q_find = f"SELECT {_record_columns} FROM pushes WHERE repo = %s AND push_id = %s"
 _q_renew = """
     UPDATE pushes SET lease_expires = %s WHERE push = %s AND attempt = %s AND state = 0 AND lease_expires > %s
 """
-_q_lock = "SELECT state, attempt, bytes FROM pushes WHERE push = %s FOR UPDATE"
+_q_lock = "SELECT state, attempt FROM pushes WHERE push = %s FOR UPDATE"
 _q_look = "SELECT state, attempt FROM pushes WHERE push = %s FOR KEY SHARE"
 """Nobody can finish the push before this transaction ends; several may write for it at once."""
 _q_finish = "UPDATE pushes SET state = %s, verdict = %s, finished_at = %s WHERE push = %s"
 _q_interrupt = "UPDATE pushes SET verdict = %s, lease_expires = %s WHERE push = %s"
-_q_settled_repository = """
-    SELECT scheme FROM repositories WHERE repo = %s AND deleted_at IS NULL AND scheme IS NOT NULL FOR SHARE
-"""
-_q_fix_scheme = "UPDATE repositories SET scheme = %s WHERE repo = %s AND scheme IS NULL AND deleted_at IS NULL"
-_q_log = """
-    INSERT INTO branch_log (repo, branch, old, new, handle, push, forced, at)
-    SELECT %s, %s, %s, %s, handle, push, %s, %s FROM pushes WHERE push = %s
-"""
 
 
 def begin_push(
@@ -71,7 +57,11 @@ def begin_push(
         {"repo": repo, "push_id": push_id, "handle": handle, "branch": branch, "expires": expires, "now": now},
     ).fetchone()
     if row is not None:
-        return PushTicket(row[0], repo, push_id, row[1])
+        number, attempt, knew, collected = row
+        if knew != collected:  # what its snapshots were built on may be gone: they are to be recorded anew
+            connection.execute(_q_forget_snapshots, (repo, number))
+            connection.execute(_q_know_of_collection, (collected, number))
+        return PushTicket(number, repo, push_id, attempt)
     found = find_push(connection, repo, push_id)
     assert found is not None
     return found
@@ -98,42 +88,10 @@ def accept_push(
     now: dt.datetime, record_bytes: int = 0, new_jobs: Sequence[NewJob] = (), quota: int = QUOTA_NONE,
 ) -> MoveResult:  # fmt: skip
     """See ``Pushes.accept_push``; ``quota`` is the deployment's default."""
-    state, attempt, brought = connection.execute(_q_lock, (ticket.number,)).fetchone() or (None, None, 0)
-    if (state, attempt) == (PushState.ACCEPTED.value, ticket.attempt):  # by a call like this one, its answer lost
-        return MoveResult(Outcome.MOVED, move.new)
-    if (state, attempt) != (PushState.OPEN.value, ticket.attempt):
-        return MoveResult(Outcome.SUPERSEDED)
-    return accept_current(connection, ticket, scheme, move, verdict, now, brought + record_bytes, new_jobs, quota)
-
-
-def accept_current(
-    connection: Connection, ticket: PushTicket, scheme: Scheme, move: BranchMove, verdict: Mapping[str, object],
-    now: dt.datetime, size: int, new_jobs: Sequence[NewJob], quota: int,
-) -> MoveResult:  # fmt: skip
-    """Accept a push whose row is locked and whose attempt is the current one; ``size`` is all it has brought."""
-    found = connection.execute(_q_settled_repository, (ticket.repo,)).fetchone()
-    if found is None:  # its scheme is not fixed yet, or it is not there
-        if ticket.attempt > 1 and not is_of_scheme(connection, ticket, scheme):
-            return MoveResult(Outcome.SCHEME_DIFFERS)
-        connection.execute(_q_fix_scheme, (scheme.value, ticket.repo))  # no lock before: first pushes would deadlock
-        found = connection.execute(q_repository, (ticket.repo,)).fetchone()
-    if found is None:
-        return MoveResult(Outcome.GONE)
-    if found[0] != scheme.value:
-        return MoveResult(Outcome.SCHEME_DIFFERS)
-    head, moved = swap(connection, ticket.repo, move, now)
-    if head != move.new:
-        connection.rollback()  # nothing of this attempt may stay
-        return MoveResult(Outcome.HEAD_DIFFERS, head)
-    if moved and move.old != move.new:
-        connection.execute(_q_log, (ticket.repo, move.branch, move.old, move.new, move.forced, now, ticket.number))
-    connection.execute(_q_finish, (PushState.ACCEPTED.value, Json(dict(verdict)), now, ticket.number))
-    too_much = usage.settle(connection, ticket, size, now, quota)
-    if too_much is not None:
-        connection.rollback()
-        return MoveResult(Outcome.QUOTA_EXCEEDED, head=None, usage=too_much)
-    jobs.enqueue(connection, ticket.repo, new_jobs, now)
-    return MoveResult(Outcome.MOVED, head)
+    attempt = lock_attempt(connection, ticket, scheme)
+    if attempt.decided is not None:
+        return MoveResult(Outcome.MOVED, move.new) if attempt.decided.outcome is Outcome.MOVED else attempt.decided
+    return accept_current(connection, ticket, move, verdict, now, attempt.brought_bytes + record_bytes, new_jobs, quota)
 
 
 def refuse_push(connection: Connection, ticket: PushTicket, verdict: Mapping[str, object], now: dt.datetime) -> None:
@@ -156,7 +114,7 @@ def require_current(connection: Connection, ticket: PushTicket) -> None:
 
 def _is_current(connection: Connection, ticket: PushTicket, query: str) -> bool:
     row = connection.execute(query, (ticket.number,)).fetchone()
-    return row is not None and row[:2] == (PushState.OPEN.value, ticket.attempt)
+    return row == (PushState.OPEN.value, ticket.attempt)
 
 
 def _record(row: tuple[Any, ...]) -> PushRecord:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +21,7 @@ _q_insert = """
 """
 _q_ensure_identity = "INSERT INTO identities (handle, created_at) VALUES (%s, %s) ON CONFLICT DO NOTHING"
 _q_find = f"SELECT {repository_columns} FROM repositories WHERE owner = %s AND slug = %s AND deleted_at IS NULL"
+_q_numbered = f"SELECT {repository_columns} FROM repositories WHERE repo = ANY(%s) AND deleted_at IS NULL"
 _q_list = f"""
     SELECT {repository_columns} FROM repositories r
     WHERE deleted_at IS NULL AND (
@@ -73,6 +75,13 @@ def find_repository(connection: Connection, owner: str, slug: str) -> Repository
         return None
     row = connection.execute(_q_find, (owner, slug)).fetchone()
     return None if row is None else repository_of(row)
+
+
+@one_statement
+def repositories_numbered(connection: Connection, numbers: Sequence[int]) -> dict[int, Repository]:
+    """See ``Repositories.repositories_numbered``."""
+    found = (repository_of(row) for row in connection.execute(_q_numbered, (list(numbers),)).fetchall())
+    return {repository.number: repository for repository in found}
 
 
 @one_statement

@@ -1,7 +1,7 @@
 """What owners' repositories take up, and their quotas.
 
 A push counts what it brings in its own row; its acceptance adds that to its repository. Both are the last things their
-transactions lock, in the order push, repository, branch, usage, quota, jobs, so nobody waits for anybody in a circle.
+transactions lock, in the order push, repository, branch, usage, jobs, quota, so nobody waits for anybody in a circle.
 Two pushes that bring the same blob to one repository at the same time both count it.
 
 While a push is under way its owner's quota is looked at without a lock; what cannot be exceeded is decided once more,
@@ -35,13 +35,9 @@ _q_sizes = """
     SELECT sum(b.size)::bigint FROM unnest(%(ids)b) AS wanted (id)
     CROSS JOIN LATERAL (SELECT size FROM blobs WHERE blob_id = wanted.id AND scheme = %(scheme)s OFFSET 0) AS b
 """
-_q_settle = """
-    INSERT INTO repository_usage (repo, bytes) VALUES (%(repo)s, %(bytes)s)
-    ON CONFLICT (repo) DO UPDATE SET bytes = repository_usage.bytes + excluded.bytes
-    RETURNING (SELECT r.owner FROM repositories r WHERE r.repo = %(repo)s),
-              (SELECT q.quota_bytes FROM owner_quotas q
-               WHERE q.owner = (SELECT r.owner FROM repositories r WHERE r.repo = %(repo)s))
-"""
+add_to_repository = "INSERT INTO repository_usage (repo, bytes) SELECT %(repo)s, %(bytes)s"
+once_it_has_some = "ON CONFLICT (repo) DO UPDATE SET bytes = repository_usage.bytes + excluded.bytes"
+"""Parts of the statement that accepts a push."""
 _q_owner = "SELECT owner FROM repositories WHERE repo = %s"
 _q_quota = "SELECT quota_bytes FROM owner_quotas WHERE owner = %s"
 _q_lock_quota = """
@@ -110,18 +106,15 @@ def count_claimed(connection: Connection, ticket: PushTicket, scheme: Scheme, ob
         _count(connection, ticket, row[0])
 
 
-def settle(connection: Connection, ticket: PushTicket, size: int, now: dt.datetime, default: int) -> OwnerUsage | None:
-    """Add an accepted push to its repository; gives what there is without it when that is too much together."""
-    if not size:
-        return None
-    arguments = {"repo": ticket.repo, "push": ticket.number, "bytes": size}
-    row = connection.execute(_q_settle, arguments).fetchone()
-    assert row is not None
-    owner, own_quota = row
+def decide(
+    connection: Connection, ticket: PushTicket, size: int, now: dt.datetime, default: int, *, owner: str,
+    own_quota: int | None,
+) -> OwnerUsage | None:  # fmt: skip
+    """Look whether a push that was just added to its repository is too much; gives what there is without it if so."""
     if (default if own_quota is None else own_quota) == QUOTA_NONE:
         return None
     own_quota, quota = _locked_quota(connection, owner, default)
-    connection.execute(_q_release_push, arguments)
+    connection.execute(_q_release_push, {"repo": ticket.repo, "push": ticket.number})
     used, reserved = _totals(connection, owner, now)
     if quota == QUOTA_NONE or used <= quota:
         return None

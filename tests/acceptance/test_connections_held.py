@@ -51,7 +51,7 @@ async def test_a_slow_store_holds_no_connection(tmp_path: Path, database_url: st
     push = push_of(500)
     async with (
         PostgresIndex(DatabaseSettings(database_url)) as index,
-        serving(index, store, tmp_path) as server,
+        serving(index, store, tmp_path, limits__content_cache_object_bytes=0) as server,
     ):
         await server.make_repository()
         index.database.reset_statistics()

@@ -295,6 +295,16 @@ async def test_of_several_who_want_a_name_one_gets_it(bench: Bench) -> None:
     assert winners == await bench.index.list_repositories("ada")
 
 
+async def test_repositories_are_found_by_number_until_they_are_gone(bench: Bench) -> None:
+    made = {r.number: r for r in [await bench.repository("ada", slug) for slug in ("x", "y", "z")]}
+    unknown = max(made) + 1_000
+    assert await bench.index.repositories_numbered([*made, unknown]) == made
+    assert await bench.index.repositories_numbered([]) == {}
+    (gone, *left) = made
+    await bench.index.delete_repository(gone, bench.new().created_at)
+    assert set(await bench.index.repositories_numbered(list(made))) == set(left)
+
+
 async def test_names_are_exact(bench: Bench) -> None:
     made = {
         (owner, slug): await bench.repository(owner, slug) for owner in ("ada", "Ada") for slug in ("x", "X", "x.y")

@@ -11,16 +11,11 @@ import trio
 from trio.testing import assert_checkpoints
 
 from storage.index import Index
-from storage.postgres import jobs
+from storage.job_rows import JOBS_CHANNEL, LISTED_JOBS, PAYLOAD_MEMBERS, WHOLE, Job, JobFilter, JobState, NewJob
+from storage.postgres import jobs, jobs_listing
 from storage.rows import (
-    JOBS_CHANNEL,
-    PAYLOAD_MEMBERS,
-    WHOLE,
     BranchMove,
-    Job,
-    JobState,
     MoveResult,
-    NewJob,
     Outcome,
     PushTicket,
     Repository,
@@ -52,7 +47,7 @@ class Queue(Bench):
         assert (await self.accept_with(ticket, new_jobs, branch)).outcome is Outcome.MOVED
 
     async def payloads(self, repository: Repository) -> dict[str, object]:
-        return {job.type: job.payload for job in await self.index.list_jobs(repository.number)}
+        return {job.type: job.payload for job in await self.index.list_jobs(JobFilter(repository.number), LISTED_JOBS)}
 
 
 @pytest.fixture
@@ -73,7 +68,7 @@ async def wakings(index: Index) -> AsyncIterator[list[str]]:
 async def test_an_accepted_push_enqueues_its_jobs(bench: Queue) -> None:
     repository = await bench.repository()
     await bench.queue(repository, SOME)
-    found = await bench.index.list_jobs(repository.number)
+    found = await bench.index.list_jobs(JobFilter(repository.number), LISTED_JOBS)
     now = bench.environment.now()
     assert {job.type for job in found} == {"mpack.index", "mpack.gc"}
     for job in found:
@@ -86,13 +81,13 @@ async def test_an_accepted_push_enqueues_its_jobs(bench: Queue) -> None:
 async def test_one_job_of_a_type_waits_for_any_number_of_pushes(bench: Queue) -> None:
     first, second = await bench.repository(), await bench.repository(slug="y")
     await bench.queue(first, SOME)
-    before = await bench.index.list_jobs(first.number)
+    before = await bench.index.list_jobs(JobFilter(first.number), LISTED_JOBS)
     for branch in ("b", "c"):
         bench.environment.move(60)
         await bench.queue(first, SOME, branch)
     await bench.queue(second, SOME)
-    assert await bench.index.list_jobs(first.number) == before
-    assert len(await bench.index.list_jobs(second.number)) == len(SOME)
+    assert await bench.index.list_jobs(JobFilter(first.number), LISTED_JOBS) == before
+    assert len(await bench.index.list_jobs(JobFilter(second.number), LISTED_JOBS)) == len(SOME)
 
 
 async def test_no_payload_is_lost_where_a_job_waits_already(bench: Queue) -> None:
@@ -136,10 +131,10 @@ async def test_a_push_that_is_not_accepted_enqueues_nothing(bench: Queue) -> Non
     other = await bench.begin(repository)
     differs = await bench.index.accept_push(other, PLAIN, move, VERDICT, bench.environment.now(), 0, SOME)
     assert differs.outcome is Outcome.SCHEME_DIFFERS
-    assert await bench.index.list_jobs(repository.number) == []
+    assert await bench.index.list_jobs(JobFilter(repository.number), LISTED_JOBS) == []
     await bench.index.delete_repository(repository.number, bench.environment.now())
     assert (await bench.accept_with(await bench.begin(repository))).outcome is Outcome.GONE
-    assert await bench.index.list_jobs(repository.number) == []
+    assert await bench.index.list_jobs(JobFilter(repository.number), LISTED_JOBS) == []
 
 
 async def test_an_acceptance_repeated_after_a_lost_answer_enqueues_nothing_more(bench: Queue) -> None:
@@ -173,12 +168,12 @@ async def test_pushes_at_once_enqueue_each_type_once(bench: Queue) -> None:
             nursery.start_soon(push, number)
     found = await bench.payloads(repository)
     assert found == {"mpack.index": {f"p{number}": True for number in range(12)}, "mpack.gc": {}}
-    assert len(await bench.index.list_jobs(repository.number)) == 2
+    assert len(await bench.index.list_jobs(JobFilter(repository.number), LISTED_JOBS)) == 2
 
 
 async def test_every_call_is_a_checkpoint(bench: Queue) -> None:
     with assert_checkpoints():
-        await bench.index.list_jobs(1)
+        await bench.index.list_jobs(JobFilter(1), LISTED_JOBS)
 
 
 def test_a_waiting_job_cannot_be_claimed_before_what_it_is_for_can_be_seen(emptied_url: str) -> None:
@@ -201,4 +196,7 @@ def test_what_comes_while_a_job_is_being_claimed_gets_a_job_of_its_own(emptied_u
         claiming.commit()
         jobs.enqueue(accepting, 1, SOME[:1], NOW)
         accepting.commit()
-        assert [job.state for job in jobs.list_jobs(accepting, 1)] == [JobState.RUNNING, JobState.PENDING]
+        assert [job.state for job in jobs_listing.list_jobs(accepting, JobFilter(1), LISTED_JOBS)] == [
+            JobState.RUNNING,
+            JobState.PENDING,
+        ]

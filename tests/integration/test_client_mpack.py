@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from museworkd.client import push as push_module
 from museworkd.client import transport, uploading, verdicts
 from museworkd.client.errors import ClientError, TransferError
 from museworkd.client.fetch import clone
@@ -73,6 +74,28 @@ async def test_an_upload_that_is_always_cut_is_given_up(server, tmp_path, monkey
     assert len(proxy.cuts) == 100 - uploading.ATTEMPTS
     heads = (await ask(server, "GET", "/alice/to/refs", token="alice")).value["branch_heads"]
     assert heads == {}
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_history_too_large_for_one_file_goes_as_a_stream(tmp_path, monkeypatch, known):
+    """By itself the client finds a way that works, whether it knows the server's limit or is told of it."""
+    limit = 300_000
+    monkeypatch.setattr(push_module, "MPACK_FROM_BYTES", 100_000)
+    if known:
+        monkeypatch.setattr(push_module, "MPACK_MOST_BYTES", limit)
+    async with deployed(None, tmp_path, limits__mpack_bytes=limit) as server:
+        work = await local(server, tmp_path, large(5))
+        await server.make_repository(slug="to")
+        remote, asked = Remote(f"{server.url}/alice/to", TOKENS["alice"]), Told()
+        with LocalRepository(work) as repository:
+            with pytest.raises(ClientError) as refused:
+                await push(repository, remote, "main", Quiet(), way=Way.MPACK)
+            report = await push(repository, remote, "main", asked)
+            assert (await push(repository, remote, "main", Quiet())).up_to_date
+        assert refused.value.code == "too_large"
+        assert report.way == Way.STREAM.value
+        assert ("Packing" in [name for name, _ in asked.phases]) is not known
+        await clone(remote, tmp_path / "again", Quiet())
 
 
 class FullStore(WrappedStore):

@@ -21,7 +21,7 @@ from storage.environment import SeededEnvironment
 from storage.errors import IndexUnavailable, StaleTicket
 from storage.index import UNREAD_NOTIFICATIONS
 from storage.postgres import database as database_module
-from storage.postgres.database import ATTEMPTS, Connection, Database, DatabaseSettings
+from storage.postgres.database import ATTEMPTS, Connection, Database, DatabaseSettings, one_statement
 from storage.postgres.embedded import EmbeddedPostgres
 from storage.postgres.index import PostgresIndex
 from tests.integration.lossy_proxy import lossy_proxy
@@ -33,7 +33,7 @@ POOL = 4
 def settings(empty_database: str) -> DatabaseSettings:
     with psycopg.connect(empty_database) as connection:
         connection.execute("CREATE TABLE parts (task integer, part integer, PRIMARY KEY (task, part))")
-    return DatabaseSettings(empty_database, pool_size=POOL)
+    return DatabaseSettings(empty_database, pool_size=POOL, turns=POOL)
 
 
 @pytest.fixture
@@ -61,6 +61,15 @@ def beside(settings: DatabaseSettings) -> Iterator[psycopg.Connection]:
 
 def one(connection: Connection) -> int:
     return connection.execute("SELECT 1").fetchone()[0]
+
+
+@one_statement
+def single(connection: Connection) -> int:
+    return one(connection)
+
+
+def sleep(connection: Connection) -> None:
+    connection.execute("SELECT pg_sleep(60)")
 
 
 def insert(connection: Connection, task: int, part: int = 1) -> None:
@@ -360,6 +369,46 @@ async def test_F15_who_finds_no_connection_waits_in_line(database: Database) -> 
         assert (figures.running, figures.waiting) == (POOL, 3)
         may_end.set()
     assert {await order.receive() for _ in range(3)} == set(range(POOL, POOL + 3))
+
+
+async def test_transactions_take_turns_and_single_statements_pass_them(settings: DatabaseSettings) -> None:
+    """However many connections there are: their threads would only wait for each other's interpreter."""
+    go_on = threading.Event()
+
+    def blocking(_: Connection) -> None:
+        assert go_on.wait(10)
+
+    async with opened(replace(settings, turns=1)) as database, trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(database.run, blocking)
+        await wait_all_tasks_blocked()
+        assert (database.statistics().running, database.statistics().waiting) == (1, 2)
+        assert await database.run(single) == 1
+        go_on.set()
+
+
+async def test_a_transaction_that_waits_for_another_does_not_keep_everybody_waiting(
+    settings: DatabaseSettings, beside: psycopg.Connection
+) -> None:
+    with beside.transaction():
+        beside.execute("LOCK TABLE parts")
+        async with opened(replace(settings, turns=1)) as database, trio.open_nursery() as nursery:
+            nursery.start_soon(database.run, insert, 1)
+            await wait_all_tasks_blocked()
+            with trio.fail_after(5):
+                assert await database.run(one) == 1
+            assert database.statistics().running == 1
+            nursery.cancel_scope.cancel()
+    assert tasks(beside) == []
+
+
+async def test_a_caller_cancelled_during_its_turn_gives_it_back(settings: DatabaseSettings) -> None:
+    async with opened(replace(settings, turns=1)) as database:
+        for _ in range(3):
+            with trio.move_on_after(0.01):
+                await database.run(sleep)
+        with trio.fail_after(5):
+            assert await database.run(one) == 1
 
 
 async def test_holds_are_measured_from_check_out_to_return(database: Database) -> None:

@@ -182,7 +182,7 @@ async def test_an_index_that_does_not_answer_is_503_with_retry_after(tmp_path):
 async def test_R8_a_store_that_does_not_answer_is_503_with_retry_after(tmp_path):
     broken: list[bool] = []
     store = FaultyStore(MemoryStore(), lambda _: Fault(fail_before=True) if broken else None)
-    async with serving(MemoryIndex(), store, tmp_path) as server:
+    async with serving(MemoryIndex(), store, tmp_path, limits__content_cache_object_bytes=0) as server:
         history = await with_history(server)
         broken.append(True)
         for answer in [

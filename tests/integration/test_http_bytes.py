@@ -11,6 +11,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from actors.push.kept import KEPT_IN_ALL_BYTES
 from storage.environment import SeededEnvironment
 from storage.memory.index import MemoryIndex
 from storage.objects.faulty import Fault, FaultyStore
@@ -245,9 +246,9 @@ async def test_a_blob_of_a_push_that_is_not_accepted_yet_is_404(server):
         await connection.send_chunk(history.header() + b"".join(history.object_frames()))
         await connection.send_chunk(frame("C", commits=[], snapshots=history.snapshots, snapshot_deltas=[]))
         await connection.begin_answer("POST")
-        store = server.services.store
+        kept = server.services.push.kept
         with trio.fail_after(PATIENCE_S):
-            while store.statistics().puts < len(history.blobs):
+            while KEPT_IN_ALL_BYTES - kept.free < sum(map(len, history.blobs.values())):
                 await wait_all_tasks_blocked(0.005)
         for oid in history.blobs:
             assert (await ask(server, "GET", f"/alice/x/o/{oid}", token="alice")).status == 404
@@ -287,7 +288,7 @@ async def test_R8_a_damaged_blob_is_an_error_and_not_wrong_bytes(tmp_path):
     store = FaultyStore(
         MemoryStore(), lambda call: Fault(flip=True) if flips and call.operation == "get_ranges" else None
     )
-    async with serving(MemoryIndex(), store, tmp_path) as server:
+    async with serving(MemoryIndex(), store, tmp_path, limits__content_cache_object_bytes=0) as server:
         history = await with_history(server)
         flips.append(True)
         answer = await ask(server, "GET", f"/alice/x/o/{blob_id(b'hello again' + bytes([10]))}", token="alice")
@@ -303,7 +304,7 @@ SIZES_BEYOND_MEMORY = [300_000, 3 * MIB + 5]
 async def test_F3_damage_of_a_large_blob_is_noticed_before_its_end(tmp_path, size):
     faults: list[Fault] = []
     store = FaultyStore(MemoryStore(), lambda call: faults[0] if faults and call.operation == "stream" else None)
-    async with serving(MemoryIndex(), store, tmp_path) as server:
+    async with serving(MemoryIndex(), store, tmp_path, limits__content_cache_object_bytes=0) as server:
         history = Push()
         history.commit({"large": random.Random(size).randbytes(size)})
         await with_history(server, history)

@@ -183,11 +183,13 @@ async def test_R14_a_body_above_the_limit_is_413_whether_or_not_its_length_is_to
     await twin.make_repository()
     body = b'{"want": [], "x": "' + b"x" * MIB + b'"}'
     for method, target in ENDPOINTS:
+        if target == "/alice/x/fetch":  # an old client's list of 100,000 ids is allowed
+            continue
         answer = await ask(twin, method, target, token="alice", body=body, headers={"content-type": JSON})
         assert (answer.status, answer.error) == (413, "too_large")
     async with connected(twin) as connection:
         headers = {"transfer-encoding": "chunked", "content-type": JSON}
-        await connection.send(head_bytes("POST", "/alice/x/fetch", token="alice", headers=headers))
+        await connection.send(head_bytes("POST", "/alice/x/fetch/mpack", token="alice", headers=headers))
         for at in range(0, len(body), 65536):
             await connection.send_chunk(body[at : at + 65536])
         answer = await connection.answer("POST")
@@ -195,9 +197,10 @@ async def test_R14_a_body_above_the_limit_is_413_whether_or_not_its_length_is_to
 
 
 async def test_R14_a_body_that_is_never_sent_is_413_at_once_when_its_length_is_too_large(twin):
+    await twin.make_repository()
     async with connected(twin) as connection:
         headers = {"content-length": str(10**15)}
-        await connection.send(head_bytes("POST", "/alice/x/fetch", token="alice", headers=headers))
+        await connection.send(head_bytes("POST", "/alice/x/fetch/mpack", token="alice", headers=headers))
         assert (await connection.answer("POST")).error == "too_large"
 
 

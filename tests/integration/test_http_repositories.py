@@ -239,7 +239,7 @@ async def test_T22_administration_is_for_admins(server, method, target, body):
 async def test_a_server_that_works_is_live_and_ready(server):
     assert (await ask(server, "GET", "/livez")).value == {"status": "live"}
     answer = await ask(server, "GET", "/readyz")
-    checks = {"index": "ok", "store": "ok", "supervisor": "ok"}
+    checks = {"index": "ok", "store": "ok", "supervisor": "ok", "actors": "ok"}
     assert (answer.status, answer.value) == (200, {"status": "ready", "checks": checks})
 
 
@@ -255,29 +255,34 @@ async def test_readyz_tells_that_the_index_is_unavailable(tmp_path):
     index = DownIndex()
     async with serving(index, MemoryStore(), tmp_path) as server:
         index.down = True
-        assert await readiness(server) == {"index": "unavailable", "store": "ok", "supervisor": "ok"}
+        assert await readiness(server) == {"index": "unavailable", "store": "ok", "supervisor": "ok", "actors": "ok"}
 
 
 async def test_readyz_tells_that_the_store_is_unavailable(tmp_path):
     store = FaultyStore(MemoryStore(), lambda _: Fault(fail_before=True))
     async with serving(MemoryIndex(), store, tmp_path) as server:
-        assert await readiness(server) == {"index": "ok", "store": "unavailable", "supervisor": "ok"}
+        assert await readiness(server) == {"index": "ok", "store": "unavailable", "supervisor": "ok", "actors": "ok"}
 
 
 async def test_readyz_tells_what_does_not_answer_and_does_not_wait_for_it(tmp_path, monkeypatch):
     monkeypatch.setattr(health_routes, "CHECK_TIMEOUT_S", 0.1)
     store = FaultyStore(MemoryStore(), lambda _: Fault(delay_s=60))
     async with serving(MemoryIndex(), store, tmp_path) as server:
-        assert await readiness(server) == {"index": "ok", "store": "no answer in time", "supervisor": "ok"}
+        assert await readiness(server) == {
+            "index": "ok",
+            "store": "no answer in time",
+            "supervisor": "ok",
+            "actors": "ok",
+        }
 
 
 async def test_readyz_tells_that_the_server_drains(twin):
     assert await twin.services.supervisor.drain(0)
-    assert await readiness(twin) == {"index": "ok", "store": "ok", "supervisor": "draining"}
+    assert await readiness(twin) == {"index": "ok", "store": "ok", "supervisor": "draining", "actors": "ok"}
 
 
 async def test_readyz_of_a_store_whose_directory_is_not_mounted(database_url, tmp_path):
     async with deployed(database_url, tmp_path) as server:
         (tmp_path / "store").rename(tmp_path / "elsewhere")
         (tmp_path / "store").mkdir()
-        assert await readiness(server) == {"index": "ok", "store": "unavailable", "supervisor": "ok"}
+        assert await readiness(server) == {"index": "ok", "store": "unavailable", "supervisor": "ok", "actors": "ok"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from storage.job_rows import LISTED_JOBS, JobFilter
 from tests.deployments import two_commits
 from tests.http_client import push
 from tests.mpack_pushes import key_of, mpack_of, push_mpack
@@ -15,7 +16,7 @@ EVERY = {"fetch.mpack.prebuild", "push.file_last_commits", "intel.structural", "
 
 
 async def waiting(server: Server, number: int) -> dict[str, object]:
-    found = await server.services.index.list_jobs(number)
+    found = await server.services.index.list_jobs(JobFilter(number), LISTED_JOBS)
     types = [job.type for job in found]
     assert len(types) == len(set(types))
     return {job.type: job.payload for job in found}
@@ -27,7 +28,7 @@ async def test_pushes_by_stream_enqueue_each_type_once(server):
     for number in range(3):
         history.commit({"f": b"%d" % number})
         assert (await push(server, history.frames()))["type"] == "R"
-        assert await waiting(server, repository.number) == {kind: {} for kind in EVERY}
+        assert await waiting(server, repository.number) == {kind: {} for kind in {*EVERY, "content.promote"}}
 
 
 async def test_pushes_by_one_file_are_indexed_pack_by_pack(server):

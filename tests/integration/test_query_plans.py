@@ -17,15 +17,24 @@ from types import ModuleType
 import psycopg
 import pytest
 
+from storage.insights import LineStanding, LineTicket, PathChanges
+from storage.job_rows import JobFilter, NewJob
 from storage.postgres import (
+    acceptance,
     access,
     blobs,
     branches,
+    content_cache,
     finish,
     held,
     history,
     identities,
+    insights,
+    insights_scrub,
     jobs,
+    jobs_listing,
+    pack_repair,
+    prebuilt,
     pushes,
     repositories,
     schemes,
@@ -33,10 +42,10 @@ from storage.postgres import (
 )
 from storage.postgres.database import DatabaseSettings, connection_arguments
 from storage.postgres.index import PostgresIndex
+from storage.prebuilt import PrebuiltPack
 from storage.rows import (
     BranchMove,
     CommitRow,
-    NewJob,
     NewRepository,
     Outcome,
     PushRows,
@@ -62,6 +71,8 @@ KEYS = {
     "pushes": {"push", "push_id"}, "branches": {"repo"}, "branch_log": {"repo"},
     "repositories": {"repo", "owner"}, "collaborators": {"repo"}, "tokens": {"token_hash"},
     "owner_quotas": {"owner"}, "repository_usage": {"repo"}, "upload_reservations": {"repo"}, "jobs": {"repo"},
+    "content_cache": {"blob_id", "entry"}, "prebuilt_packs": {"repo", "pack_id"},
+    "insight_lines": {"type", "line"}, "file_last_commits": {"line"},
 }  # fmt: skip
 """Columns of which a look-up has to name one: a repository's number alone would read all that it holds."""
 OF_FEW = {"pushes_in_flight"}
@@ -115,6 +126,17 @@ FILL = [
     f"""INSERT INTO jobs (repo, type, state, priority, payload, run_at, created_at)
         SELECT n, 'mpack.gc', state, 0, '{{}}', now(), now()
         FROM generate_series(1, {SOME}) n, generate_series(0, 3) state""",
+    f"""INSERT INTO content_cache (blob_id, scheme, content) SELECT sha256(('b' || n)::bytea), 'typed', 'content'
+        FROM generate_series(0, {SOME - 1}) n ORDER BY 1""",
+    "UPDATE blobs b SET pending = true FROM content_cache c WHERE c.blob_id = b.blob_id",
+    f"""INSERT INTO prebuilt_packs
+        SELECT 1 + n % 2000, sha256(('c' || n)::bytea), sha256(('m' || n)::bytea), 1, 1, 1, now(), now()
+        FROM generate_series(0, {SOME - 1}) n""",
+    f"""INSERT INTO insight_lines (repo, type, branch, epoch, updated_at)
+        SELECT 1 + n / 20, 't' || n % 4, 'b' || n % 20, 1, now() FROM generate_series(0, {SOME - 1}) n""",
+    f"""INSERT INTO file_last_commits
+        SELECT 1 + n % 20, sha256(('f' || n / 20)::bytea), sha256(('c' || n)::bytea)
+        FROM generate_series(0, {MANY - 1}) n ORDER BY 1, 2""",
     "ANALYZE",
 ]
 
@@ -130,6 +152,7 @@ def ids(kind: str, count: int = BATCH) -> list[bytes]:
 
 
 TICKET = PushTicket(PUSH, REPO, uuid.UUID(hashlib.md5(b"u%d" % (PUSH - 1)).hexdigest()), 1)
+LINE = LineTicket(1, 1)
 LATER = PushTicket(PUSH, REPO, TICKET.push_id, 2)
 TYPED = Scheme.TYPED
 
@@ -198,8 +221,8 @@ def commit(number: int) -> CommitRow:
     return CommitRow(name("c", number), (name("c", 9),), name("s", 9), 11, b"record %d" % number)
 
 
-def accept(connection: psycopg.Connection, branch: str, old: int | None, outcome: Outcome) -> None:
-    move = BranchMove(branch, None if old is None else name("c", old), name("c", 19), False)
+def accept(connection: psycopg.Connection, branch: str, old: int | None, outcome: Outcome, new: int = 19) -> None:
+    move = BranchMove(branch, None if old is None else name("c", old), name("c", new), False)
     todo = [NewJob("mpack.index", 0, {"a pack": True}), NewJob("mpack.gc")]
     done = pushes.accept_push(connection, TICKET, TYPED, move, {"head": "x"}, NOW, 7, todo)
     assert done.outcome is outcome
@@ -210,12 +233,31 @@ def record_blobs(connection: psycopg.Connection) -> object:
     return blobs.record_blobs(connection, TICKET, TYPED, new)
 
 
+def record_waiting_blobs(connection: psycopg.Connection) -> object:
+    new = [StoredBlob(blob_id, 1, content=b"x" if at % 2 else None) for at, blob_id in enumerate(ids("b"))]
+    return blobs.record_blobs(connection, TICKET, TYPED, new)
+
+
+def complete_pack(connection: psycopg.Connection) -> None:
+    objects = [StoredBlob(blob_id, 1, name("p", 1), at) for at, blob_id in enumerate(ids("b"))]
+    mended = pack_repair.complete_pack(connection, REPO, TYPED, objects, refs=True)
+    assert all((mended.rows, mended.ranges, mended.promoted, mended.refs))
+
+
+PREBUILT = PrebuiltPack((name("c", 9),), name("m", 9), 1, 1, 1, NOW, NOW + dt.timedelta(days=9999))
+
+
 def finish_push(connection: psycopg.Connection) -> None:
     new = [StoredBlob(blob_id, 1, name("p", at % 50), at) for at, blob_id in enumerate(ids("b"))]
     rows = PushRows(new, [snapshot(at) for at in range(100)], [commit(at) for at in range(100)])
     move = BranchMove("b9", name("c", 9), name("c", 19), False)
     done = finish.finish_push(connection, TICKET, TYPED, rows, move, lambda _: {"head": "x"}, NOW)
     assert done.outcome is Outcome.MOVED
+
+
+def write_line(connection: psycopg.Connection, count: int) -> None:
+    paths = PathChanges({f"{at}": name("c", at) for at in range(count)}, [f"gone {at}" for at in range(count)])
+    assert insights.write_line(connection, LINE, LineStanding(name("c", 1)), NOW, paths)
 
 
 def set_quota(connection: psycopg.Connection, quota: int) -> None:
@@ -239,6 +281,7 @@ NEW = NewRepository(uuid.UUID(int=5), "h5", "y", Visibility.PRIVATE, "main", "co
 OPERATIONS: dict[str, Callable[[psycopg.Connection], object]] = {
     "find_token": lambda c: identities.find_token(c, name("t", 7)),
     "find_repository": lambda c: repositories.find_repository(c, "h7", "x"),
+    "repositories_numbered": lambda c: repositories.repositories_numbered(c, list(range(1, BATCH))),
     "create_repository": lambda c: repositories.create_repository(c, NEW),
     "collaborator_right": lambda c: repositories.collaborator_right(c, REPO, "h11"),
     "branch_heads": lambda c: repositories.branch_heads(c, REPO),
@@ -277,6 +320,7 @@ OPERATIONS: dict[str, Callable[[psycopg.Connection], object]] = {
     "finish_push": finish_push,
     "accept_push": lambda c: accept(c, "b9", 9, Outcome.MOVED),
     "accept_push of a new branch": lambda c: accept(c, "new", None, Outcome.MOVED),
+    "accept_push of a branch that is there already": lambda c: accept(c, "b9", 8, Outcome.MOVED, new=9),
     "accept_push of a moved branch": lambda c: accept(c, "b9", 8, Outcome.HEAD_DIFFERS),
     "accept_push of a first push": accept_the_first,
     "accept_push above the quota": lambda c: (set_quota(c, 1), accept(c, "b9", 9, Outcome.QUOTA_EXCEEDED)),
@@ -285,7 +329,8 @@ OPERATIONS: dict[str, Callable[[psycopg.Connection], object]] = {
     "reserve_bytes": lambda c: usage.reserve_bytes(c, REPO, name("v", 1), 5, NOW, NOW + dt.timedelta(hours=1)),
     "release_bytes": lambda c: usage.release_bytes(c, REPO, name("v", 10)),
     "count_claimed": lambda c: usage.count_claimed(c, TICKET, TYPED, ids("b")),
-    "list_jobs": lambda c: jobs.list_jobs(c, REPO),
+    "enqueue_jobs": lambda c: jobs.enqueue_jobs(c, REPO, [NewJob("mpack.index", 0, {"a pack": True})], NOW),
+    "list_jobs": lambda c: jobs_listing.list_jobs(c, JobFilter(REPO), 1_000),
     "refuse_push": lambda c: pushes.refuse_push(c, TICKET, {"error": "x"}, NOW),
     "find_push": lambda c: pushes.find_push(c, REPO, TICKET.push_id),
     "held_commits": lambda c: history.held_commits(c, REPO, ids("c")),
@@ -298,11 +343,35 @@ OPERATIONS: dict[str, Callable[[psycopg.Connection], object]] = {
     "snapshot_extras": lambda c: history.snapshot_extras(c, REPO, ids("s")),
     "snapshot_chain": lambda c: history.snapshot_chain(c, TYPED, name("s", 79)),
     "places": lambda c: blobs.places(c, TYPED, ids("b", 2_000)),
+    "record_blobs that wait in the index": record_waiting_blobs,
+    "cached_contents": lambda c: content_cache.cached_contents(c, TYPED, ids("b")),
+    "promote_cached": lambda c: content_cache.promote_cached(c, range(1, 200)),
+    "complete_pack": complete_pack,
+    "add_prebuilt": lambda c: prebuilt.add_prebuilt(c, REPO, [PREBUILT], NOW),
+    "note_prebuilt": lambda c: prebuilt.note_prebuilt(c, REPO, PREBUILT),
+    "find_prebuilt": lambda c: prebuilt.find_prebuilt(c, REPO, [name("c", 9)], NOW),
+    "extend_prebuilt": lambda c: prebuilt.extend_prebuilt(c, REPO, PREBUILT, NOW),
+    "drop_prebuilt": lambda c: prebuilt.drop_prebuilt(c, REPO, PREBUILT),
+    "kept_prebuilt": lambda c: prebuilt.kept_prebuilt(c, [name("m", at) for at in range(500)]),
+    "repository_bytes": lambda c: prebuilt.repository_bytes(c, REPO),
+    "begin_line": lambda c: insights.begin_line(c, REPO, "t1", "b1", NOW),
+    "write_line": lambda c: write_line(c, 1_000),
+    "write_line of many paths": lambda c: write_line(c, 20_000),
+    "clear_paths": lambda c: insights.clear_paths(c, LINE, 1_000),
+    "copy_paths": lambda c: insights.copy_paths(c, LINE, 2, name("f", 7), 1_000),
+    "last_commits": lambda c: insights.last_commits(c, 1, "t0", "b0", [str(at) for at in range(BATCH)]),
+    "forget_lines": lambda c: insights.forget_lines(c, REPO, "t1", ["b1", "b5"], 1_000),
     "held_places": lambda c: blobs.held_places(c, REPO, TYPED, ids("b")),
 }
 
 ELSEWHERE = {
+    "insights": {"_q_deleted_line"},
+    "insights_scrub": {"_q_stored", "_q_packs_after", "_q_record_findings", "_q_forget_findings", "_q_list_findings"},
+    "content_cache": {"_q_oldest", "_q_count"},
+    "pack_repair": {"_q_held_packs"},
+    "prebuilt": {"_q_forget"},
     "schemes": {"_q_strange"},
+    "pushes": {"_q_forget_snapshots", "_q_know_of_collection"},  # of one that was begun again after a collection
     "held": {"_q_forget"},
     "identities": {"_q_insert_token", "_q_revoke_token", "_q_list_tokens", "_q_insert_secret", "_q_find_secret"},
     "repositories": {"_q_list", "_q_update", "_q_delete", "_q_set_collaborator", "_q_remove_collaborator"},
@@ -365,7 +434,8 @@ def test_every_statement_of_a_push_and_a_fetch_looks_rows_up_by_key(filled: str)
             read[operation] = found
     assert read == {}
     for module in (
-        access, blobs, branches, finish, held, history, pushes, repositories, identities, jobs, schemes, usage,
+        acceptance, access, blobs, branches, content_cache, finish, held, history, pushes, repositories, identities,
+        insights, insights_scrub, jobs, pack_repair, prebuilt, schemes, usage,
     ):  # fmt: skip
         beside = ELSEWHERE.get(module.__name__.rpartition(".")[2], set())
         left = {key for key, query in statements_of(module).items() if query not in explained}

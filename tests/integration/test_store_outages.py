@@ -27,6 +27,8 @@ from tests.servers import Server, serving
 pytestmark = pytest.mark.usefixtures("expected_errors")
 
 HEARTBEAT_S = 0.1
+SETTINGS = {"server__heartbeat_s": HEARTBEAT_S, "limits__content_cache_object_bytes": 0}
+"""Small pushes depend on the store as large ones do."""
 PATIENT = RetryPolicy(attempts=1_000, first_delay_s=0.001, longest_delay_s=0.01)
 IMPATIENT = RetryPolicy(attempts=3, first_delay_s=0.001, longest_delay_s=0.002)
 
@@ -71,7 +73,7 @@ async def scene(database_url: str, tmp_path: Path, policy: RetryPolicy) -> Async
     store = RetryingStore(FaultyStore(files, outage.decide), SystemEnvironment(), policy)
     async with (
         PostgresIndex(DatabaseSettings(database_url)) as index,
-        serving(index, store, tmp_path, server__heartbeat_s=HEARTBEAT_S) as server,
+        serving(index, store, tmp_path, **SETTINGS) as server,
     ):
         for slug in ("x", "other"):
             await server.make_repository(slug=slug)

@@ -207,17 +207,17 @@ class StuckReads(WrappedStore):
 
 async def test_T16_only_so_many_fetches_are_assembled_at_once_and_small_requests_pass_them_by(tmp_path):
     store = StuckReads()
-    async with serving(MemoryIndex(), store, tmp_path) as server:
+    async with serving(MemoryIndex(), store, tmp_path, limits__content_cache_object_bytes=0) as server:
         history = await with_history(server)
         answers = []
 
-        async def one() -> None:
-            answers.append((await fetch(server, [history.head])).status)
+        async def one(number: int) -> None:  # the same request would be made once for all
+            answers.append((await fetch(server, [history.head], [f"sha256:{number:064x}"])).status)
 
         store.stuck = True
         async with trio.open_nursery() as nursery:
-            for _ in range(assemble.FETCHES_AT_ONCE * 3):
-                nursery.start_soon(one)
+            for number in range(assemble.FETCHES_AT_ONCE * 3):
+                nursery.start_soon(one, number)
             with trio.fail_after(PATIENCE_S):
                 while store.waiting < assemble.FETCHES_AT_ONCE:
                     await trio.lowlevel.checkpoint()

@@ -28,6 +28,7 @@ from storage.postgres.index import PostgresIndex
 from tests.clones import clone, fetch
 from tests.deployments import two_commits, with_history
 from tests.growing import WAYS, RefusedError
+from tests.handler_runs import promoted
 from tests.http_client import ask, push
 from tests.muse import Push, blob_id, frame, make_commit, make_snapshot
 from tests.refused_pushes import X, around, refused
@@ -176,6 +177,7 @@ async def test_R7_a_push_by_any_way_is_judged_by_the_servers_history(server, way
 
 async def test_R8_F4_an_object_the_store_has_lost_is_an_error_and_never_left_out(server, tmp_path):
     history = await with_history(server)
+    await promoted(server)
     lost = blob_id(b"hello again\n")
     await server.services.store.delete([key_of(lost)])
     for answer in (
@@ -202,6 +204,7 @@ async def test_R9_a_torn_write_of_before_is_replaced_when_the_object_is_pushed_a
 @pytest.mark.parametrize("left", [b"", b"hel", b"hel\0\0\0"], ids=ascii)
 async def test_R9_a_torn_object_is_served_as_an_error(server, left):
     history = await with_history(server)
+    await promoted(server)
     torn = blob_id(b"hello\n")
     await server.services.store.put_batch([(key_of(torn), left)])
     assert (await ask(server, "GET", f"/alice/x/o/{torn}", token="alice")).error == "store_damaged"

@@ -27,6 +27,7 @@ TABLE = {
     "XL-text": (1_000, 5_095, 52_172_800),
     "XL-random": (1_000, 5_095, 52_172_800),
     "XL-grow": (1_000, 5_000, 51_200_000),
+    "HUGE": (20_000, 200_990, 2_058_137_600),
 }
 """Commits, objects and bytes of contents; records come on top."""
 

@@ -79,7 +79,8 @@ def test_other_programs_variables_and_the_clients_token_are_left_alone() -> None
         ("database.auto_migrate", "perhaps"), ("store.sync", "sometimes"), ("server.max_connections", "0"),
         ("server.drain_s", "-1"), ("server.bind", "1337"), ("server.bind", "localhost:http"),
         ("server.bind", "localhost:70000"), ("server.public_url", "ftp://x"), ("server.public_url", "https://x/"),
-        ("log.level", "loud"), ("log.format", "xml"),
+        ("log.level", "loud"), ("log.format", "xml"), ("server.role", "both"), ("jobs.at_once", "0"),
+        ("jobs.stale_s", "0"), ("jobs.gc_every_s", "-1"),
     ],
 )  # fmt: skip
 def test_a_value_that_makes_no_sense_is_an_error_that_names_the_key(key: str, value: str) -> None:

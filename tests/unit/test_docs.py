@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from museworkd.http.app import _REPOSITORY, _ROUTES
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -40,7 +42,9 @@ def test_every_route_is_in_the_reference() -> None:
         for text in sources
         for route in re.findall(r'(?:@app\.\w+|add_url_rule)\("([^"]+)"', text)
     }
-    assert len(routes) >= 9
+    patterns = {re.split(r"\(", pattern.pattern.removeprefix(_REPOSITORY))[0] for _, pattern, _ in _ROUTES}
+    routes |= {"/{owner}/{name}" + pattern for pattern in patterns}
+    assert len(routes) >= 25
     for route in routes:
         tail = route.removeprefix("/{owner}/{name}")
         assert route in page or f"…{tail}" in page, route

@@ -115,6 +115,45 @@ def test_a_large_manifest_of_deltas_equals_one_built_from_scratch(seed):
         check_is(manifest, files)
 
 
+@given(st.integers(0, 2**32), st.sampled_from(PathPolicy))
+@examples(12)
+def test_a_manifest_kept_compressed_is_what_a_plain_one_is(seed, policy):
+    rng = random.Random(seed)
+    plain, compact, files = empty(policy), empty(policy), {}
+    for step in range(5):
+        fresh = {f"{rng.randrange(9)}/{rng.randrange(90)}/n{n}": rng.choice(BLOBS) for n in range(rng.randrange(300))}
+        gone = rng.sample(sorted(files), k=rng.randrange(len(files) // 2 + 1))
+        files = {path: blob for path, blob in files.items() if path not in gone} | fresh
+        before, plain = plain, plain.apply(fresh, gone)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(manifest_module, "COMPACT_FROM_BYTES", 2_000 * step)  # from the first step on, or later
+            compact = compact.apply(fresh, gone)
+        check_is(compact, files)
+        assert before.changes_to(compact) == before.changes_to(plain)
+        assert compact.changes_to(before) == plain.changes_to(before)
+        for one in (plain, compact):
+            for path in (f"{rng.choice(sorted(files) or ['a'])}/below", "n" * 300):
+                with refused(Code.UNSAFE_PATH):
+                    one.apply({path: BLOBS[0]} if files or "/" not in path else {"..": BLOBS[0]})
+
+
+def test_a_large_manifest_takes_less_than_half_of_its_text(monkeypatch):
+    monkeypatch.setattr(manifest_module, "COMPACT_FROM_BYTES", 100_000)
+    blobs = [hash_bytes(Kind.BLOB, b"%d" % n, Scheme.TYPED) for n in range(9_000)]
+    files = {f"src/package{n % 500:05}/module{n:06}.py": blob for n, blob in enumerate(blobs)}
+    manifest = build(files)
+    assert sum(size for _, size in manifest.parts()) < manifest.text_bytes / 2
+    assert sum(size for _, size in build({"a": BLOBS[0]}).parts()) < 500
+
+
+@pytest.mark.parametrize("most", [0, 9, 10, 11, 600])
+def test_few_changes_are_all_of_them_or_none(most):
+    base = build({f"f{n:04}": BLOBS[0] for n in range(600)})
+    target = base.apply({f"f{n:04}": BLOBS[1] for n in range(7)}, [f"f{n:04}" for n in range(590, 593)])
+    assert base.few_changes_to(target, most) == (base.changes_to(target) if most >= 10 else None)
+    assert base.few_changes_to(base, 0) == ({}, [])
+
+
 @given(st.dictionaries(PATHS, BLOB, max_size=8), st.dictionaries(PATHS, BLOB, max_size=8))
 @examples(100)
 def test_changes_to_another_manifest_lead_there_and_are_no_more_than_needed(old, new):

@@ -1,0 +1,48 @@
+"""Turns of transactions of several statements: as many at once as there are cores, not as there are connections.
+
+The thread of a transaction has to get the interpreter back after each statement, while it holds a connection and
+locks. More such threads than cores do no more work, they only wait longer for each other. Who waits for something
+else, another transaction's lock or a slow server, gives its turn to the next one, so that a few of them cannot keep
+everybody waiting.
+"""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import Self
+
+import trio
+
+LONG_S = 0.25
+"""What takes longer than this does not wait for the interpreter."""
+_LEAST = 2
+
+
+def turns_at_once() -> int:
+    """Give how many transactions of several statements may run at once in one process."""
+    return max(_LEAST, len(os.sched_getaffinity(0)))
+
+
+class Turn:
+    """A turn that can be given up before its end; a context manager, used once."""
+
+    def __init__(self, turns: trio.CapacityLimiter) -> None:
+        self._turns = turns
+        self._is_held = False
+
+    def give_up(self) -> None:
+        """Let the next one go ahead."""
+        if self._is_held:
+            self._is_held = False
+            self._turns.release_on_behalf_of(self)
+
+    async def __aenter__(self) -> Self:
+        await self._turns.acquire_on_behalf_of(self)
+        self._is_held = True
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.give_up()

@@ -6,14 +6,18 @@ import random
 import uuid
 
 import pytest
+import trio
 
 from museworkd.http import guard
+from storage.memory.index import MemoryIndex
+from storage.objects.memory import MemoryStore
 from tests import containers
 from tests.clones import clone
 from tests.deployments import two_commits, with_history
-from tests.http_client import ask, push
+from tests.http_client import PATIENCE_S, ask, push
 from tests.mpack_pushes import bundle_of, mpack_of, presign, push_mpack, put, target_of, unpack, upload
 from tests.muse import Push, blob_id, make_commit, random_history
+from tests.servers import serving
 
 pytestmark = pytest.mark.usefixtures("expected_errors")
 ZEROS = "sha256:" + "0" * 64
@@ -327,3 +331,62 @@ async def test_after_a_refusal_about_the_branch_the_upload_waits_for_another_pus
     assert (await unpack(server, data, other, force=True)).status == 200
     assert (await ask(server, "GET", "/alice/x/refs", token="alice")).value["branch_heads"] == {"main": other.head}
     assert first.head != other.head
+
+
+class Waiting(MemoryIndex):
+    """An index whose first recording waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached, self.go_on = trio.Event(), trio.Event()
+
+    async def record_blobs(self, *arguments):
+        if not self.reached.is_set():
+            self.reached.set()
+            await self.go_on.wait()
+        return await super().record_blobs(*arguments)
+
+
+class WaitingStore(MemoryStore):
+    """A store in which the second attempt waits before it takes the upload."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies = 0
+        self.reached, self.go_on = trio.Event(), trio.Event()
+
+    async def copy(self, source: str, target: str) -> None:
+        if target.startswith("staging/incoming/"):
+            self.copies += 1
+            if self.copies == 2:
+                self.reached.set()
+                await self.go_on.wait()
+        await super().copy(source, target)
+
+
+async def test_F31_an_attempt_that_was_taken_over_leaves_the_upload_to_the_other_one(tmp_path):
+    """Of two requests with one push id the older one is told so, and the newer one finds the upload."""
+    index, store = Waiting(), WaitingStore()
+    history = random_history(11)
+    answers = {}
+    async with serving(index, store, tmp_path) as server:
+        await server.make_repository()
+        data, push_id = mpack_of(history), str(uuid.uuid4())
+        await upload(server, data)
+
+        async def ask_to_unpack(name: str) -> None:
+            answers[name] = await unpack(server, data, history, push_id=push_id)
+
+        with trio.fail_after(PATIENCE_S):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask_to_unpack, "older")
+                await index.reached.wait()
+                nursery.start_soon(ask_to_unpack, "newer")
+                await store.reached.wait()
+                index.go_on.set()
+                while "older" not in answers:
+                    await trio.lowlevel.checkpoint()
+                store.go_on.set()
+        assert (answers["older"].status, answers["older"].error) == (409, "push_superseded")
+        assert (answers["newer"].status, answers["newer"].value["head"]) == (200, history.head)
+        assert (await clone(server, history.head)).blobs == history.blobs

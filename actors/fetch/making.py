@@ -43,9 +43,10 @@ Make = Callable[[], Awaitable[FetchAnswer]]
 class FetchMaker(Actor[None]):
     """One answer being made. It takes no messages; ``done`` is set when there is an answer, an error or neither."""
 
-    def __init__(self, name: str, make: Make) -> None:
+    def __init__(self, name: str, make: Make, ended: Callable[[FetchMaker], None]) -> None:
         super().__init__(f"fetch {name}", mailbox_size=0)
         self._make = make
+        self._ended = ended
         self._wanted_at = trio.current_time()
         self.waiting = 0
         self.done = trio.Event()
@@ -66,6 +67,7 @@ class FetchMaker(Actor[None]):
                     self.error = error
                 nursery.cancel_scope.cancel()
         finally:
+            self._ended(self)  # whether or not anybody comes back for it
             self.done.set()
 
     async def wait(self, seconds: float) -> bool:
@@ -117,27 +119,27 @@ class FetchMakers:
         name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
         maker = self._running.get(key)
         if maker is None:
-            maker = self._running[key] = FetchMaker(name, make)
+            maker = self._running[key] = FetchMaker(name, make, lambda ended: self._end(key, ended))
             try:
                 await start(maker)
             except BaseException:
-                del self._running[key]
+                self._end(key, maker)
                 maker.done.set()
                 raise
         if not await maker.wait(patience_s):
             raise Refusal(Code.PREPARING, "the answer is being made: ask again", preparing_id=name)
-        if self._running.get(key) is maker:
-            del self._running[key]
-            if maker.made is not None and maker.made.mpack_id is not None:
-                self._keep(key, maker.made)
         if maker.error is not None:
             raise maker.error
         if maker.made is None:
             raise Refusal(Code.PREPARING, "the answer was given up: ask again", preparing_id=name)
         return maker.made
 
-    def _keep(self, key: Hashable, answer: FetchAnswer) -> None:
-        self._made[key] = (answer, trio.current_time())
+    def _end(self, key: Hashable, maker: FetchMaker) -> None:
+        """Let go of a maker, and remember for a while what it has made."""
+        del self._running[key]
+        if maker.made is None or maker.made.mpack_id is None:
+            return
+        self._made[key] = (maker.made, trio.current_time())
         self._made.move_to_end(key)
         while len(self._made) > KEPT:
             self._made.popitem(last=False)

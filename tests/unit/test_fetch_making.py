@@ -85,10 +85,9 @@ async def test_what_nobody_waits_for_is_given_up(supervisor, autojump_clock):
         await makers.answer("key", work, supervisor.start, 1)
     await trio.sleep(UNWANTED_S + 10)
     assert work.cut == 1
-    with pytest.raises(Refusal):
-        await makers.answer("key", work, supervisor.start, 1)
     work.seconds = 1
     assert await makers.answer("key", work, supervisor.start, 60) == ANSWER
+    assert work.begun == 2
 
 
 async def test_an_error_is_everybodys_and_is_not_kept(supervisor, autojump_clock):
@@ -105,3 +104,19 @@ async def test_an_error_is_everybodys_and_is_not_kept(supervisor, autojump_clock
     assert work.begun == 1
     work.error = None
     assert await makers.answer("key", work, supervisor.start, 60) == ANSWER
+
+
+@pytest.mark.parametrize("error", [None, ValueError("no")])
+async def test_what_nobody_came_back_for_is_not_given_for_ever(supervisor, autojump_clock, error):
+    """Made after its client had been told to come again: remembered for a while like any other, an error not at all."""
+    makers, work = FetchMakers(), Work(50, error)
+    with pytest.raises(Refusal):
+        await makers.answer("key", work, supervisor.start, 20)
+    await trio.sleep(40)
+    assert len(makers) == 0
+    assert makers.made("key") == (ANSWER if error is None else None)
+    await trio.sleep(601)
+    assert makers.made("key") is None
+    work.error, work.seconds = None, 1
+    assert await makers.answer("key", work, supervisor.start, 20) == ANSWER
+    assert work.begun == 2

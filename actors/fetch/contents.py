@@ -273,7 +273,7 @@ class ContentWriter:
         def read(ids: Sequence[bytes]) -> Awaitable[Mapping[bytes, bytes]]:
             return self.history.commit_records(self.repository, ids)
 
-        async with aclosing(_by_pieces([fact.commit_id for fact in part], read)) as pieces:
+        async with aclosing(by_pieces([fact.commit_id for fact in part], read)) as pieces:
             async for ids, records in pieces:
                 for commit_id in ids:
                     if commit_id not in records:
@@ -295,9 +295,9 @@ class ContentWriter:
         def read_extras(ids: Sequence[bytes]) -> Awaitable[Mapping[bytes, bytes]]:
             return self.history.snapshot_extras(self.repository, ids)
 
-        async with aclosing(_by_pieces(list(facts), read)) as pieces:
+        async with aclosing(by_pieces(list(facts), read)) as pieces:
             async for ids, rows in pieces:
-                async with aclosing(_by_pieces(ids, read_extras)) as parts:
+                async with aclosing(by_pieces(ids, read_extras)) as parts:
                     async for some, extras in parts:
                         for snapshot_id in some:
                             row = rows.get(snapshot_id)
@@ -349,7 +349,7 @@ class _Grouped:
             await self._deliver(batch)
 
 
-async def _by_pieces(wanted: list[bytes], read: Read[T]) -> AsyncGenerator[tuple[list[bytes], Mapping[bytes, T]], None]:
+async def by_pieces(wanted: list[bytes], read: Read[T]) -> AsyncGenerator[tuple[list[bytes], Mapping[bytes, T]], None]:
     """Ask until everything was given; ids come with what was read along with them, or with nothing if there is none."""
     while wanted:
         found = await read(wanted)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
 import msgpack
 import trio
 
-from actors.fetch.assemble import FetchServices
+from actors.fetch.assemble import FetchServices, located
+from actors.fetch.contents import BlobList, by_pieces
 from actors.fetch.plan import FetchPlan, plan_fetch
 from actors.fetch.reading import large_blob, small_blobs
 from actors.manifests import ManifestCache
@@ -32,7 +33,6 @@ ANSWER_MOST_BYTES = 64 * 1024 * 1024
 """What that client takes in one answer."""
 BLOBS_MOST = 200_000
 _BATCH = 200
-_LOOKUP_BATCH = 2_000
 
 
 @dataclass(slots=True)
@@ -109,15 +109,18 @@ async def plain_answer(
 async def _history(services: FetchServices, repository: Repository, plan: FetchPlan, writer: _Writer) -> None:
     index, scheme = services.index, Scheme.PLAIN
     await writer.open_list("commits", len(plan.commits))
-    ids = [fact.commit_id for fact in plan.commits]
-    at = 0
-    while at < len(ids):
-        records = await index.commit_records(repository.number, ids[at : at + _BATCH])
-        while at < len(ids) and ids[at] in records:
-            await writer.item(parse_canonical(records[ids[at]])[1])
-            at += 1
-        if not records:
-            raise ObjectDamaged(f"the index lacks the record of commit {ids[at].hex()}")
+
+    def read(ids: Sequence[bytes]) -> Awaitable[Mapping[bytes, bytes]]:
+        return index.commit_records(repository.number, ids)
+
+    for start in range(0, len(plan.commits), _BATCH):
+        ids = [fact.commit_id for fact in plan.commits[start : start + _BATCH]]
+        async with aclosing(by_pieces(ids, read)) as pieces:
+            async for part, records in pieces:
+                for commit_id in part:
+                    if commit_id not in records:
+                        raise ObjectDamaged(f"the index lacks the record of commit {commit_id.hex()}")
+                    await writer.item(parse_canonical(records[commit_id])[1])
     await writer.close_list()
     snapshots = list(dict.fromkeys(fact.snapshot_id for fact in plan.commits))
     known = {fact.snapshot_id for fact in plan.boundary}
@@ -149,36 +152,33 @@ async def _objects(
     writer: _Writer,
 ) -> None:  # fmt: skip
     await writer.open_list("objects", len(wanted))
-    for start in range(0, len(wanted), _LOOKUP_BATCH):
-        part = wanted[start : start + _LOOKUP_BATCH]
-        found = await services.index.held_places(repository.number, Scheme.PLAIN, part)
-        places = []
-        for blob_id in part:
-            if blob_id not in found:
-                raise ObjectDamaged(f"the index does not know where object {blob_id.hex()} of this repository is")
-            places.append(found[blob_id])
-        if sum(place.size for place in places) > ANSWER_MOST_BYTES:
-            raise _too_large()
-        async with aclosing(small_blobs(services.index, services.store, Scheme.PLAIN, places)) as batches:
-            async for batch in batches:
-                if isinstance(batch, Place):
-                    async with aclosing(large_blob(services.store, Scheme.PLAIN, batch)) as blob:
-                        pieces = [piece async for piece in blob]
-                    await writer.item(_object(batch, b"".join(pieces), paths))
-                    continue
-                for place, content in batch:
-                    await writer.item(_object(place, content, paths))
+    blobs = BlobList()
+    blobs.add_all(wanted)
+    blobs.finish()
+    places = await located(services.index, repository.number, Scheme.PLAIN, blobs)
+    if sum(places.sizes) > ANSWER_MOST_BYTES:
+        raise _too_large()
+    async with aclosing(small_blobs(services.index, services.store, Scheme.PLAIN, places)) as batches:
+        async for batch in batches:
+            if isinstance(batch, Place):
+                async with aclosing(large_blob(services.store, Scheme.PLAIN, batch)) as blob:
+                    pieces = [piece async for piece in blob]
+                await writer.item(_object(batch, b"".join(pieces), paths))
+                continue
+            for place, content in batch:
+                await writer.item(_object(place, content, paths))
     await writer.close_list()
 
 
 async def _extras(services: FetchServices, repository: Repository, snapshot_ids: list[bytes]) -> dict[bytes, bytes]:
-    """Ask until everything there is was given: an answer has the first ones that fit."""
     found: dict[bytes, bytes] = {}
-    left = snapshot_ids
-    while left and (given := await services.index.snapshot_extras(repository.number, left)):
-        found.update(given)
-        last = max(at for at, snapshot_id in enumerate(left) if snapshot_id in given)
-        left = left[last + 1 :]
+
+    def read(ids: Sequence[bytes]) -> Awaitable[Mapping[bytes, bytes]]:
+        return services.index.snapshot_extras(repository.number, ids)
+
+    async with aclosing(by_pieces(snapshot_ids, read)) as pieces:
+        async for _, extras in pieces:
+            found.update(extras)
     return found
 
 

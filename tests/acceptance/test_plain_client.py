@@ -388,3 +388,22 @@ async def test_tags_and_releases(server: Server):
     assert (await call(server, f"releases/{release_id}", method="DELETE")).status == 404
     assert (await call(server, "releases", method="GET")).value == {"releases": []}
     assert (await call(server, "releases", {**release, "commit_id": "0" * 64})).status == 422
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+async def test_a_record_that_the_index_lacks_is_an_error_that_names_it(twin: Server, monkeypatch, which: int):
+    """Wherever in the history it is: never left out, and nobody waits for it (R8)."""
+    await twin.make_repository()
+    made = history(*({"f": b"%d" % n} for n in range(3)))
+    assert (await push(twin, made)).status == 200
+    lost = bytes.fromhex(made.commits[which]["commit_id"])
+    index = twin.services.index
+    read = index.commit_records
+
+    async def without(repo: int, commit_ids: list[bytes]) -> dict[bytes, bytes]:
+        return {commit_id: record for commit_id, record in (await read(repo, commit_ids)).items() if commit_id != lost}
+
+    monkeypatch.setattr(index, "commit_records", without)
+    with trio.fail_after(10):
+        answer = await call(twin, "fetch", {"want": [made.head], "have": []})
+    assert (answer.status, answer.value["error"], lost.hex() in answer.value["detail"]) == (503, "store_damaged", True)

@@ -4,7 +4,7 @@ PY := .venv/bin/python
 REPO ?= .
 WORKERS ?= 2
 
-.PHONY: help setup demo test run lint types imports check fuzz sim sim-nightly bench clean
+.PHONY: help setup demo test soak run lint types imports check fuzz sim sim-nightly bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -12,11 +12,14 @@ help:  ## list the targets
 setup:  ## make the virtual environment
 	@tools/bootstrap
 
-demo: setup  ## push a real git history in and clone it back, verified (REPO=path-or-bundle for another one)
-	@$(PY) tools/demo.py "$(REPO)"
+demo: setup  ## push a real git history in and clone it back, verified (REPO=path-or-bundle for another one, STORE=s3)
+	@$(PY) tools/demo.py "$(REPO)" $(if $(STORE),--store $(STORE))
 
-test: setup  ## run the whole test suite
-	@$(PY) -m pytest -n $(WORKERS) --dist loadgroup tests
+test: setup  ## run the test suite
+	@$(PY) -m pytest -n $(WORKERS) --dist loadgroup -m "not soak" tests
+
+soak: setup  ## run the tests that take long for what they prove beyond those of make test
+	@$(PY) -m pytest -n $(WORKERS) --dist loadgroup -m soak tests
 
 run: setup  ## serve on 127.0.0.1:1337 with data under var/, until Ctrl-C
 	@.venv/bin/museworkd serve --data-dir var

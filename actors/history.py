@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from storage.errors import ObjectDamaged
-from storage.index import History
 from wire.graph import CommitFacts, RangeWalk
 from wire.ids import Scheme
+
+if TYPE_CHECKING:
+    from storage.index import History
 
 ANCESTRY_BATCH = 2_000
 """Ancestors fetched ahead with one query: a linear history of 100,000 commits takes 50."""

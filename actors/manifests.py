@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
+import msgpack
 import trio
 
-from storage.errors import ObjectDamaged
-from storage.index import History
-from storage.rows import SnapshotRow
+from storage.errors import SnapshotDamaged
+from storage.history_rows import SnapshotRow
 from storage.snapshots import apply_packed, build_manifest
+from wire.errors import Refusal
 from wire.ids import Scheme
 from wire.limits import Limits
 from wire.manifest import Manifest
 from wire.manifest import empty as empty_manifest
+from wire.opaque import is_opaque
 from wire.paths import PathPolicy
+
+if TYPE_CHECKING:
+    from storage.index import History
 
 KEPT = 128
 """Manifests share their blocks, so a history's recent ones cost little more than one of them."""
 KEPT_BYTES = 16 * 1024 * 1024
 """Of what they do not share, keep at most this much."""
+_REBUILT_MOST = 1_000
+"""Changes that are applied where full contents are damaged."""
 KEPT_LEAST = 2
 """However large they are: a base, and what its descendant is stored as changes to."""
 
@@ -86,18 +96,39 @@ class ManifestCache:
     async def load(self, snapshot_id: bytes) -> tuple[Manifest, list[SnapshotRow]]:
         """Rebuild a manifest from the index; gives the chain it was built from as well.
 
+        It is hashed before anybody gets it. Where a full content is not what it should be, the one before it is taken.
+
         Raises:
             ObjectDamaged: the index has no sound chain for a snapshot it names.
         """
-        chain = await self._index.snapshot_chain(self._scheme, snapshot_id)
-        if not chain:
-            raise ObjectDamaged(f"the index lacks snapshot {snapshot_id.hex()}")
-        try:
-            manifest = await trio.to_thread.run_sync(build_manifest, chain, self._policy, self._limits)
-        except ValueError as error:
-            raise ObjectDamaged(str(error)) from error
+        chain = await self._chain(snapshot_id)
+        manifest = await trio.to_thread.run_sync(self._proved, chain)
+        longer = chain
+        while manifest is None and len(longer) <= _REBUILT_MOST:  # by an earlier full content than the nearest one
+            base_id = longer[-1].base_id
+            if longer[-1].full is None or base_id is None:
+                break
+            longer = [*longer[:-1], replace(longer[-1], full=None), *await self._chain(base_id)]
+            manifest = await trio.to_thread.run_sync(self._proved, longer)
+        if manifest is None:
+            raise SnapshotDamaged(snapshot_id, "does not hash to its id")
         self.keep(snapshot_id, manifest)
         return manifest, chain
+
+    async def _chain(self, snapshot_id: bytes) -> list[SnapshotRow]:
+        chain = await self._index.snapshot_chain(self._scheme, snapshot_id)
+        if not chain:
+            raise SnapshotDamaged(snapshot_id, "is missing")
+        return chain
+
+    def _proved(self, chain: Sequence[SnapshotRow]) -> Manifest | None:
+        """Rebuild a chain's first snapshot and hash it, ``None`` if it is another one; CPU-bound."""
+        snapshot_id = chain[0].snapshot_id
+        try:
+            made = build_manifest(chain, self._policy, self._limits)
+        except (ValueError, msgpack.UnpackException, Refusal):
+            return None
+        return made if is_opaque(snapshot_id) or made.snapshot_id(self._scheme) == snapshot_id else None
 
     async def get(self, snapshot_id: bytes) -> Manifest:
         """Give a manifest: from memory, as changes to one in memory, or from the index."""
@@ -108,6 +139,9 @@ class ManifestCache:
         base = self.at_hand(row.base_id) if row is not None and row.base_id is not None else None
         if row is None or base is None:
             return (await self.load(snapshot_id))[0]
-        manifest = await trio.to_thread.run_sync(apply_packed, base, row.delta, self._limits)
+        try:
+            manifest = await trio.to_thread.run_sync(apply_packed, base, row.delta, self._limits)
+        except (ValueError, msgpack.UnpackException, Refusal):
+            return (await self.load(snapshot_id))[0]
         self.keep(snapshot_id, manifest)
         return manifest

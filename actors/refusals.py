@@ -11,6 +11,7 @@ from storage.errors import (
     IndexUnavailable,
     LeaseLost,
     ObjectDamaged,
+    ObjectMended,
     ObjectMissing,
     QuotaExceeded,
     StaleTicket,
@@ -30,7 +31,7 @@ def refusal_for(error: BaseException) -> Refusal | None:
     When several tasks of one nursery failed, the client's own mistake is told before anything that may only have
     followed from it.
     """
-    leaves = list(_leaves(error))
+    leaves = list(leaves_of(error))
     for leaf in leaves:
         if isinstance(leaf, Refusal):
             return leaf
@@ -63,6 +64,8 @@ def _infrastructure(error: BaseException) -> Refusal | None:
             return Refusal(Code.STORE_UNAVAILABLE, "the object store has no room left")
         case StoreUnavailable():
             return Refusal(Code.STORE_UNAVAILABLE, "the object store does not answer at the moment")
+        case ObjectMended():
+            return Refusal(Code.BUSY, f"ask again: {str(error)[:200]}")
         case ObjectMissing() | ObjectDamaged():
             return Refusal(Code.STORE_DAMAGED, f"stored data is missing or damaged: {str(error)[:200]}")
         case OSError() if error.errno in _LOCAL_TROUBLE:
@@ -73,9 +76,10 @@ def _infrastructure(error: BaseException) -> Refusal | None:
             return None
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
+def leaves_of(error: BaseException) -> Iterator[BaseException]:
+    """Give the errors of a group and of the groups in it; an error by itself is its own."""
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
-            yield from _leaves(inner)
+            yield from leaves_of(inner)
     else:
         yield error

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from storage.rows import SnapshotRow
+from storage.history_rows import SnapshotRow
 from storage.snapshots import REBASED_PART, ChainCost, Changes, Entries, full_content, pack_changes
 from wire.canonical import canonical_bytes, canonical_with_map
 from wire.ids import Kind, Scheme, format_id
@@ -48,8 +48,10 @@ class BuiltSnapshot:
     added: Mapping[str, bytes]
     """What it adds to the base it was sent with."""
     item: Snapshot | SnapshotDelta
+    base_id: bytes | None
+    """What it was sent as changes to, or is described as such: whoever may read it holds that one as well."""
     changes: Changes
-    """To the base it is stored with."""
+    """To that base."""
 
     @property
     def blobs(self) -> tuple[bytes, ...]:
@@ -57,13 +59,17 @@ class BuiltSnapshot:
         return tuple(set(self.added.values()))
 
     def canonical(self, scheme: Scheme, limits: Limits) -> bytes:
-        """Give the stored form: whole where the chain has a full content, changes to the base elsewhere."""
+        """Give the stored form: whole where the chain has a full content, changes to the base elsewhere.
+
+        The row may be stored as changes to another snapshot, which may have come from another repository: in the
+        object store each repository's own records lead from one to the next.
+        """
         return b"".join(self.canonical_pieces(scheme, limits))
 
     def canonical_pieces(self, scheme: Scheme, limits: Limits) -> Iterator[bytes]:
         """Give the stored form piece by piece: of a large tree it is never held whole."""
         snapshot_id, extras = self.row.snapshot_id, self.item.extras
-        base_id, changes = self.row.base_id, self.changes
+        base_id, changes = self.base_id, self.changes
         if base_id is None or self.row.full is not None:
             entries: Mapping[str, bytes] = Entries(self.manifest)
             whole = Snapshot(snapshot_id, {}, self.manifest.directories, extras)
@@ -99,6 +105,8 @@ class SnapshotBuilder:
         self.cost = ChainCost()
         self.last: bytes | None = None
         """The snapshot a full one is described as changes to: the one before it."""
+        self._whole: tuple[bytes, Mapping[str, bytes]] | None = None
+        """The newest that came whole and is small, with its entries."""
 
     def base_of(self, item: Snapshot | SnapshotDelta) -> bytes | None:
         """Give the snapshot whose manifest :meth:`build` needs."""
@@ -122,10 +130,10 @@ class SnapshotBuilder:
         check_id(manifest, snapshot_id, self._scheme)
         if base_id == snapshot_id:  # nothing is stored as changes to itself
             base_id, upsert, remove = None, Entries(manifest), ()
-        changes = Changes(upsert, remove, manifest.directories)
-        packed = pack_changes(changes)
+        sent = Changes(upsert, remove, manifest.directories)
+        sent_with, packed = base_id, pack_changes(sent)
         if base_id is not None and cost.due(snapshot_id, base_id, packed, manifest):
-            sent_with, sent, anchor = base_id, len(packed), cost.anchor(snapshot_id, base_id)
+            sent_bytes, anchor = len(packed), cost.anchor(snapshot_id, base_id)
             if anchor is not None and anchor not in bases and ask:
                 raise AnchorWanted(anchor)
             few = None if anchor is None or anchor not in bases else _few_changes(bases[anchor], manifest)
@@ -134,22 +142,23 @@ class SnapshotBuilder:
                 repacked = pack_changes(nearer)
                 small = len(repacked) * REBASED_PART <= manifest.text_bytes + 1024
                 if small and not cost.due(snapshot_id, anchor, repacked, manifest):
-                    base_id, changes, packed = anchor, nearer, repacked
+                    base_id, packed = anchor, repacked
             depth, with_full = cost.place(snapshot_id, base_id, packed, manifest)
-            if len(packed) > _SIBLING_FACTOR * sent or with_full:  # else it is beside the anchor, which serves the next
-                cost.put(snapshot_id, sent_with)
+            if len(packed) > _SIBLING_FACTOR * sent_bytes or with_full:  # else it is beside the anchor, for the next
+                cost.put(snapshot_id, sent_with or base_id)
         else:
             depth, with_full = cost.place(snapshot_id, base_id, packed, manifest)
         full = full_content(manifest) if with_full else None
         bases[snapshot_id] = manifest
-        self.last = snapshot_id
+        self._came_last(item)
         return BuiltSnapshot(
             SnapshotRow(snapshot_id, base_id, depth, packed, full),
             manifest,
             _extras(item.extras),
             upsert,
             item,
-            changes,
+            sent_with,
+            sent,
         )
 
     def check(self, item: Snapshot | SnapshotDelta, bases: Bases) -> None:
@@ -157,7 +166,19 @@ class SnapshotBuilder:
         _, manifest, _, _ = self._as_changes(item, bases)
         check_id(manifest, item.snapshot_id, self._scheme)
         bases[item.snapshot_id] = manifest
+        self._came_last(item)
+
+    def true_id(self, item: Snapshot | SnapshotDelta, bases: Bases) -> bytes:
+        """Give the id of a record's content, whatever the record says; raises like :meth:`build`."""
+        return self._as_changes(item, bases)[1].snapshot_id(self._scheme)
+
+    def _came_last(self, item: Snapshot | SnapshotDelta) -> None:
+        """Remember a snapshot that is proved, for the next full one."""
         self.last = item.snapshot_id
+        if isinstance(item, Snapshot) and len(item.manifest) <= _SMALL_ENTRIES:
+            self._whole = item.snapshot_id, item.manifest
+        else:
+            self._whole = None
 
     def _as_changes(
         self, item: Snapshot | SnapshotDelta, bases: Bases
@@ -174,7 +195,8 @@ class SnapshotBuilder:
         upsert: Mapping[str, bytes]
         remove: Sequence[str]
         if len(item.manifest) <= _SMALL_ENTRIES and len(base) <= _SMALL_ENTRIES:
-            old = dict(base.items())
+            whole = self._whole
+            old = whole[1] if whole is not None and whole[0] == self.last else dict(base.items())
             upsert = {path: blob for path, blob in item.manifest.items() if old.get(path) != blob}
             remove = tuple(path for path in old if path not in item.manifest)
         else:

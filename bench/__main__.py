@@ -21,8 +21,10 @@ from bench.report import ROOT, as_json, figures_of, machine_facts, show, write
 from bench.rounds import BESIDE_MOST, Plan, Results, Rounds, say
 from bench.targets import (
     BESIDE,
+    FETCH,
+    FETCH_COMMITS,
     FIRST_SERVED,
-    INCREMENT,
+    ON_TOP,
     OPERATIONS,
     PRESIGNED,
     PROBES,
@@ -83,7 +85,8 @@ def _bench(options: argparse.Namespace, directory: Path) -> int:
         complete = False
         try:
             _run_all(options, operations, directory / "content", rounds)
-            probes = Probes(muse, warm_up, _generate_quickly, results)
+            git = next((peer for peer in peers if isinstance(peer, GitPeer)), None)
+            probes = Probes(muse, git, warm_up, _generate_quickly, results)
             for name in options.probes:
                 probes.run(name, operations, options.runs or RUNS_LARGE, directory / "content" / name)
             complete = True
@@ -113,8 +116,9 @@ def _run_all(options: argparse.Namespace, operations: frozenset[str], where: Pat
         busy = _generate(SHAPES[BESIDE_PUSH], where / "beside", 0, packed=packed)
     for name in options.workloads:
         shape = SHAPES[name]
-        small = shape.increments and bool(operations & {INCREMENT, BESIDE})
+        small = shape.increments and bool(operations & ON_TOP)
         more = options.increments + BESIDE_MOST + 1 if small else 0
+        more += FETCH_COMMITS if small and FETCH in operations else 0
         if shape.nightly:  # as many loose objects would measure the disk
             content = _generate_quickly(shape, where / name)
         else:

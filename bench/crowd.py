@@ -1,7 +1,7 @@
 """Pushes and clones of many clients at once, and of one alone: all from this process, which does next to nothing.
 
-A push sends a body that was made before; a clone asks, downloads and hashes. Git is left out: its many clients would
-be processes on the same cores, and what they take cannot be told from what the server takes.
+A push sends a body that was made before; a clone asks, downloads and hashes. Git's own clients would be processes on
+the same cores, and what they take could not be told from what the server takes: see ``bench.git_crowd``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import msgpack
 import trio
@@ -52,6 +53,7 @@ class _Member:
 
 
 Act = Callable[[_Member], Awaitable[None]]
+M = TypeVar("M")
 
 
 def measure_crowd(daemon: MuseDaemon, bodies: Sequence[Body], wanted: frozenset[str]) -> dict[str, list[Sample]]:
@@ -72,10 +74,7 @@ def measure_crowd(daemon: MuseDaemon, bodies: Sequence[Body], wanted: frozenset[
         singles = [_measured(daemon, act, [member], idle_bytes) for member in alone]
         together = _measured(daemon, act, crowd, idle_bytes)
         together.server_ms = None  # they wait for each other: a sum would say nothing
-        assert together.wall_s is not None
-        alone_s = median([sample.wall_s for sample in singles if sample.wall_s is not None])
-        together.figures[TIMES_ALONE] = len(crowd) * alone_s / together.wall_s
-        together.figures[PER_S] = len(crowd) / together.wall_s
+        compare_with_alone(together, len(crowd), singles)
         found[one], found[many] = singles, [together]
     return found
 
@@ -87,10 +86,14 @@ def repositories() -> int:
 
 def _measured(daemon: MuseDaemon, act: Act, members: Sequence[_Member], idle_bytes: int) -> Sample:
     measuring = daemon.measure(idle_bytes)
+    return measuring.end(let_loose(act, members), f"/{OWNER}/crowd")
+
+
+def let_loose(act: Callable[[M], Awaitable[None]], members: Sequence[M]) -> Sample:
+    """Let clients do the same, all at once; one alone must not fail."""
     before = time.process_time()
     outcome = trio.run(_let_loose, act, members)
     sample = Sample(outcome.wall_s, client_cpu_s=time.process_time() - before)
-    measuring.end(sample, f"/{OWNER}/crowd")
     for error in outcome.errors[:3]:
         say(f"one of {len(members)} at once: {error}")
     if len(members) == 1 and outcome.errors:
@@ -100,10 +103,18 @@ def _measured(daemon: MuseDaemon, act: Act, members: Sequence[_Member], idle_byt
     return sample
 
 
-async def _let_loose(act: Act, members: Sequence[_Member]) -> _Outcome:
+def compare_with_alone(together: Sample, count: int, singles: Sequence[Sample]) -> None:
+    """Note how much more is done at once than alone."""
+    assert together.wall_s is not None
+    alone_s = median([sample.wall_s for sample in singles if sample.wall_s is not None])
+    together.figures[TIMES_ALONE] = count * alone_s / together.wall_s
+    together.figures[PER_S] = count / together.wall_s
+
+
+async def _let_loose(act: Callable[[M], Awaitable[None]], members: Sequence[M]) -> _Outcome:
     outcome = _Outcome()
 
-    async def one(member: _Member) -> None:
+    async def one(member: M) -> None:
         try:
             with trio.fail_after(_TIMEOUT_S):
                 await act(member)

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.accounting import make_meter
+from bench.first_byte import TIMES, of_git, timed
 from bench.peers import (
     BRIEF_SETTLE_S,
     SETTLE_S,
@@ -205,6 +206,28 @@ class GitPeer:
         if git(target, "rev-parse", "HEAD") != git(content.git, "rev-parse", BRANCH):
             raise BenchError(f"git cloned another head of {content.name}")
         return sample
+
+    def fetch(self, content: Content, target: Path, commit: str) -> Sample:  # noqa: ARG002 - the protocol's
+        """Fetch into a clone."""
+        url = git(target, "config", "remote.origin.url")
+        repository = url.removeprefix(f"http://127.0.0.1:{self._port}/").removesuffix(".git")
+        sample = self._measured(repository, "-C", str(target), "fetch", "--quiet")
+        if git(target, "rev-parse", f"refs/remotes/origin/{BRANCH}") != commit:
+            raise BenchError("git's fetch did not bring the newest commit")
+        return sample
+
+    def first_byte(self, repository: str) -> list[Sample]:
+        """Ask for a clone until its pack begins."""
+        return timed(TIMES, lambda: of_git(self._port, repository, START_S))
+
+    def place(self, repository: str, made: Path) -> str:
+        """Put a bare repository where it is served, without a push; gives its URL."""
+        shutil.copytree(made, self._directory / f"{repository}.git")
+        return self._url(repository)
+
+    def cpu_s(self) -> float | None:
+        """Give what its processes used so far, if that can be told."""
+        return self._meter.cpu_s() if self._meter.exact else None
 
     def start_up(self) -> Sample:
         """Start git."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.first_byte import TIMES, of_muse, timed
 from bench.muse_daemon import COMMAND, ENVIRONMENT, MuseDaemon
 from bench.peers import BRIEF_SETTLE_S, SETTLE_S, BenchError, ClientRun, Content, Sample, run_client
 from bench.workloads import BRANCH, MORE_BRANCH
@@ -88,6 +89,20 @@ class MusePeer:
         verify = [*COMMAND, "verify", str(target), "--git", str(content.git), "--quiet", "--json"]
         run_client(verify, ENVIRONMENT)
         return sample
+
+    def fetch(self, content: Content, target: Path, commit: str) -> Sample:  # noqa: ARG002 - the protocol's
+        """Fetch into a clone."""
+        with LocalRepository.find(target) as local:
+            repository = local.remotes()["origin"].removeprefix(self.daemon.url).strip("/")
+        sample, _ = self._measured(repository, "fetch", "-C", str(target), "--quiet", "--json")
+        with LocalRepository.find(target) as local:
+            if local.remote_branches("origin")[BRANCH].hex() != commit:
+                raise BenchError("a fetch did not bring the newest commit")
+        return sample
+
+    def first_byte(self, repository: str) -> list[Sample]:
+        """Ask for a clone until its pack begins."""
+        return timed(TIMES, lambda: of_muse(self.daemon, repository))
 
     def start_up(self) -> Sample:
         """Start the interpreter and import what a push imports."""

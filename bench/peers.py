@@ -126,6 +126,12 @@ class Peer(Protocol):
     def clone(self, content: Content, repository: str, target: Path) -> Sample:
         """Clone, and prove what came."""
 
+    def fetch(self, content: Content, target: Path, commit: str) -> Sample:
+        """Bring a clone up to date; its remote branch has to be at ``commit`` afterwards."""
+
+    def first_byte(self, repository: str) -> list[Sample]:
+        """Ask for a clone as a client does, until its content begins."""
+
     def start_up(self) -> Sample:
         """Start the client and let it end at once."""
 

@@ -1,4 +1,7 @@
-"""Workloads of which only our server is asked: many clients at once, many ids, one large file, many jobs."""
+"""Workloads that are no history of their own: many clients at once, many ids, one large file, an old client, many jobs.
+
+Only our server is asked, but for the clones at once, which git takes as well.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench import jobs
+from bench import jobs, plain_client
 from bench.bodies import make_bodies
 from bench.crowd import measure_crowd, repositories
+from bench.git_crowd import measure_git_crowd
+from bench.git_peer import GitPeer
 from bench.many import ask_about, growth, push_all, read_ids
 from bench.muse_peer import MusePeer
 from bench.peers import Content, Sample
 from bench.rounds import Results, say
-from bench.targets import CLAIMED, GROWTH, HOLDS, PROBES, UPLOAD
+from bench.targets import CLAIMED, CROWD_CLONE, GROWTH, HOLDS, PLAIN_CLONE, PLAIN_PUSH, PROBES, UPLOAD
 from bench.upload import REPOSITORY, random_pieces, upload
-from bench.workloads import GROWING, SHAPES, Shape
+from bench.workloads import GROWING, SHAPES, Shape, write_git
 
 CROWD_SHAPE = "M"
+PLAIN_SHAPES = ("L", "XL-random", "XL-grow")
+PLAIN_CLONED = frozenset({"L", "XL-random"})
+"""With all its manifests, XL-grow is more than that client takes in one answer."""
 
 Generate = Callable[[Shape, Path], Content]
 
@@ -27,8 +35,11 @@ Generate = Callable[[Shape, Path], Content]
 class Probes:
     """Runs them, each with a daemon of its own."""
 
-    def __init__(self, peer: MusePeer, warm_up: Content, generate: Generate, results: Results) -> None:
+    def __init__(
+        self, peer: MusePeer, git: GitPeer | None, warm_up: Content, generate: Generate, results: Results
+    ) -> None:
         self._peer = peer
+        self._git = git
         self._warm_up = warm_up
         self._generate = generate
         self._results = results
@@ -38,7 +49,9 @@ class Probes:
         wanted &= PROBES[name]
         if not wanted:
             return
-        probe = {"CROWD": self._crowd, "MANY": self._many, "FILE": self._file, "JOBS": self._jobs}[name]
+        probe = {
+            "CROWD": self._crowd, "MANY": self._many, "FILE": self._file, "PLAIN": self._plain, "JOBS": self._jobs,
+        }[name]  # fmt: skip
         began = time.monotonic()
         place.mkdir(parents=True)
         try:
@@ -49,11 +62,16 @@ class Probes:
 
     def _crowd(self, name: str, wanted: frozenset[str], runs: int, place: Path) -> None:
         say(f"preparing {name}: {repositories()} histories like {CROWD_SHAPE}")
-        bodies = make_bodies(SHAPES[CROWD_SHAPE], repositories(), place / "one")
+        shape, made = SHAPES[CROWD_SHAPE], None
+        bodies = make_bodies(shape, repositories(), place / "one")
         for _ in range(runs):
             with self._served(name):
                 for operation, samples in measure_crowd(self._peer.daemon, bodies, wanted).items():
                     self._add(name, operation, samples)
+            if self._git is not None and CROWD_CLONE in wanted:
+                made = made or write_git(shape, place / "git", packed=True)
+                for operation, samples in measure_git_crowd(self._git, made, repositories()).items():
+                    self._results.add(name, operation, self._git.name, samples)
 
     def _many(self, name: str, wanted: frozenset[str], runs: int, place: Path) -> None:
         most = max(GROWING)
@@ -78,6 +96,18 @@ class Probes:
             upload(self._peer.daemon, random_pieces(runs, 4))  # a small one before: nobody is measured loading code
             for number in range(runs):
                 self._add(name, UPLOAD, [upload(self._peer.daemon, random_pieces(number))])
+
+    def _plain(self, name: str, wanted: frozenset[str], runs: int, _: Path) -> None:
+        for shape in PLAIN_SHAPES:
+            say(f"preparing {name} {shape}: bodies of a first push")
+            made = plain_client.make_push(SHAPES[shape])
+            for _run in range(runs):
+                with self._served(f"{name} {shape}"):
+                    self._peer.create("plain")
+                    self._add(f"{name} {shape}", PLAIN_PUSH, [plain_client.push(self._peer.daemon, "plain", made)])
+                    if PLAIN_CLONE in wanted and shape in PLAIN_CLONED:
+                        sample = plain_client.clone(self._peer.daemon, "plain", made)
+                        self._add(f"{name} {shape}", PLAIN_CLONE, [sample])
 
     def _jobs(self, name: str, _: frozenset[str], runs: int, place: Path) -> None:
         with jobs.database(place) as conninfo:  # no daemon: it would claim them itself

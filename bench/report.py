@@ -17,7 +17,7 @@ from rich.table import Table
 from bench.figures import Summary, ratio, summarize
 from bench.peers import Sample
 from bench.rounds import Results
-from bench.targets import FIRST_SERVED, MIB, REFS, START_UP, WAYS, Figures, Judgement
+from bench.targets import FIRST_SERVED, MIB, NO_PROCESS, START_UP, WAYS, Figures, Judgement
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = (
@@ -64,7 +64,7 @@ def show(figures: Figures, judgements: Sequence[Judgement], ours: str, git: str)
         if wall is None:
             continue
         net = None  # what is no process of its own has no start, and a start has nothing besides
-        if start is not None and operation in FIRST_SERVED | set(WAYS) and operation != REFS:
+        if start is not None and operation in (FIRST_SERVED | set(WAYS)) - NO_PROCESS:
             net = max(0.0, wall.median - start.median)
         peak = of(ours, "server_peak_bytes")
         table.add_row(

@@ -19,11 +19,15 @@ from bench.peers import CLIENT_TIMEOUT_S, BenchError, Content, Peer, Sample
 from bench.targets import (
     BESIDE,
     CLONE,
+    FETCH,
+    FETCH_COMMITS,
+    FIRST_BYTE,
     FIRST_PUSH,
     HOLDS,
     INCREMENT,
     MPACK,
     NO_OP,
+    ON_TOP,
     REFS,
     REPUSH,
     REPUSH_ELSEWHERE,
@@ -75,7 +79,7 @@ class Rounds:
     def run(self, plan: Plan) -> None:
         """Do all runs of a plan."""
         commits = {}
-        if plan.content.muse_more is not None and plan.operations & {INCREMENT, BESIDE}:
+        if plan.content.muse_more is not None and plan.operations & ON_TOP:
             commits = {peer.name: peer.increments(plan.content) for peer in self._peers}
         for number in range(plan.runs):
             order = self._peers[:: -1 if number % 2 else 1]
@@ -109,6 +113,8 @@ class Rounds:
         self._each(plan, order, FIRST_PUSH, lambda peer: [peer.push(content, _FIRST)])
         if CLONE in wanted:
             self._each(plan, order, CLONE, lambda peer: [self._clone(peer, content, _FIRST)])
+        if FIRST_BYTE in wanted:
+            self._each(plan, order, FIRST_BYTE, lambda peer: peer.first_byte(_FIRST))
         if NO_OP in wanted:
             self._each(plan, order, NO_OP, lambda peer: [peer.push_nothing(content, _FIRST)])
         if REFS in wanted:
@@ -121,8 +127,14 @@ class Rounds:
             for peer in order:
                 peer.create(_ELSEWHERE)
             self._each(plan, order, REPUSH_ELSEWHERE, lambda peer: [peer.push(content, _ELSEWHERE)])
-        if not commits:
-            return
+        if commits:
+            self._on_top(plan, order, commits)
+
+    def _on_top(self, plan: Plan, order: Sequence[Peer], commits: dict[str, Iterator[str]]) -> None:
+        """Do what takes further commits."""
+        content, wanted = plan.content, plan.operations
+        if FETCH in wanted:
+            self._each(plan, order, FETCH, lambda peer: [self._fetch(peer, content, commits)])
         if INCREMENT in wanted:
             for _ in range(-(-plan.increments // plan.runs)):
                 for peer in order:
@@ -185,6 +197,18 @@ class Rounds:
         target = self._directory / "clone"
         try:
             return peer.clone(content, repository, target)
+        finally:
+            shutil.rmtree(target, ignore_errors=True)
+
+    def _fetch(self, peer: Peer, content: Content, commits: dict[str, Iterator[str]]) -> Sample:
+        """Clone, push some commits, and fetch those into the clone: only that is measured."""
+        target = self._directory / "clone"
+        try:
+            peer.clone(content, _FIRST, target)
+            for _ in range(FETCH_COMMITS):
+                commit = _next(commits, peer)
+            peer.push_increment(content, _FIRST, commit)
+            return peer.fetch(content, target, commit)
         finally:
             shutil.rmtree(target, ignore_errors=True)
 

@@ -14,6 +14,8 @@ from bench.figures import Summary, ratio
 MIB = 1024 * 1024
 FIRST_PUSH, CLONE, NO_OP, REPUSH = "first push", "clone", "no-op push", "re-push"
 INCREMENT, BESIDE, REFS = "increment", "increment beside a push", "refs"
+FETCH_COMMITS = 10
+FETCH, FIRST_BYTE = f"fetch of {FETCH_COMMITS} commits", "first byte of a clone"
 REPUSH_ELSEWHERE = "re-push to another owner"
 STREAM, PRESIGNED, MPACK = "first push by stream", "first push by presigned objects", "first push by mpack"
 WAYS = {STREAM: "stream", PRESIGNED: "presigned", MPACK: "mpack"}
@@ -22,26 +24,35 @@ START_UP = "start-up"
 """Of our client: no operation of its own, but part of every one."""
 HOLDS = "connections held"
 """What a daemon tells when it stops: of everything it did."""
-FIRST_SERVED = frozenset({FIRST_PUSH, CLONE, NO_OP, REPUSH, REPUSH_ELSEWHERE, REFS, INCREMENT, BESIDE})
+FIRST_SERVED = frozenset(
+    {FIRST_PUSH, CLONE, FIRST_BYTE, NO_OP, REPUSH, REPUSH_ELSEWHERE, REFS, FETCH, INCREMENT, BESIDE}
+)  # fmt: skip
 """Done one after another with one pair of servers."""
+ON_TOP = frozenset({FETCH, INCREMENT, BESIDE})
+"""Need a history with further commits."""
+NO_PROCESS = frozenset({REFS, FIRST_BYTE})
+"""Asked by the bench itself: no client is started."""
 AT_ONCE = 64
 CROWD_PUSH, CROWD_CLONE = f"{AT_ONCE} pushes at once", f"{AT_ONCE} clones at once"
 KNOWN_FEW, KNOWN_MANY, UNKNOWN = "presign 1000 known", "presign 50000 known", "presign 50000 unknown"
 NEGOTIATE = "negotiate 1000"
 GROWTH = "growth"
 UPLOAD = "upload"
+PLAIN_PUSH, PLAIN_CLONE = "0.1.x first push", "0.1.x clone"
 CLAIMERS = 4
 CLAIMED = f"jobs by {CLAIMERS} claimers"
 PROBES = {
     "CROWD": frozenset({CROWD_PUSH, CROWD_CLONE}),
     "MANY": frozenset({GROWTH, KNOWN_FEW, KNOWN_MANY, UNKNOWN, NEGOTIATE}),
     "FILE": frozenset({UPLOAD}),
+    "PLAIN": frozenset({PLAIN_PUSH, PLAIN_CLONE}),
     "JOBS": frozenset({CLAIMED}),
 }
-"""Workloads of which only our server is asked, and what is measured on each."""
+"""Workloads that are no history of their own, and what is measured on each; git takes part in the clones of `CROWD`."""
 OPERATIONS = (
-    FIRST_PUSH, STREAM, PRESIGNED, MPACK, CLONE, NO_OP, REPUSH, REPUSH_ELSEWHERE, REFS, INCREMENT, BESIDE,
-    CROWD_PUSH, CROWD_CLONE, GROWTH, KNOWN_FEW, KNOWN_MANY, UNKNOWN, NEGOTIATE, UPLOAD, CLAIMED,
+    FIRST_PUSH, STREAM, PRESIGNED, MPACK, CLONE, FIRST_BYTE, NO_OP, REPUSH, REPUSH_ELSEWHERE, REFS, FETCH, INCREMENT,
+    BESIDE, CROWD_PUSH, CROWD_CLONE, GROWTH, KNOWN_FEW, KNOWN_MANY, UNKNOWN, NEGOTIATE, UPLOAD, PLAIN_PUSH, PLAIN_CLONE,
+    CLAIMED,
 )  # fmt: skip
 HOLD_P50, HOLD_P99, HOLD_MAX = "hold_p50_ms", "hold_p99_ms", "hold_max_ms"
 TIMES_ALONE, ERRORS, PER_S = "times_alone", "errors", "per_s"
@@ -93,12 +104,21 @@ class Judgement:
         return self.value >= self.target.bound if self.target.at_least else self.value <= self.target.bound
 
 
+_EARLIER_HUB = (
+    ("L", PLAIN_PUSH, 2.1), ("XL-random", PLAIN_PUSH, 6.2), ("XL-grow", PLAIN_PUSH, 18.3),
+    ("XL-random", PLAIN_CLONE, 2.1),
+)  # fmt: skip
+"""Wall seconds an earlier hub took for that client on a machine with two cores."""
 _PUSHED = (("L-full", 0.5), ("XL-random", 0.5), ("XL-text", 1.0), ("XL-grow", 1.0), ("REAL", 1.0))
 TARGETS = (
     *(Target(name, FIRST_PUSH, "wall_s", bound, of_git=True) for name, bound in _PUSHED),
     *(Target(name, CLONE, "wall_s", 1.0, of_git=True) for name, _ in _PUSHED),
     *(Target(name, CLONE, "server_cpu_s", 0.3, of_git=True) for name, _ in _PUSHED),
     Target("XL-random", FIRST_PUSH, "server_cpu_s", 0.8, unit="s"),
+    Target("*", FIRST_BYTE, "wall_s", 1.0, of_git=True),
+    Target("*", FETCH, "server_ms", 1.0, of_git=True),
+    Target("*", CROWD_CLONE, "wall_s", 1.0, of_git=True),
+    *(Target(f"PLAIN {name}", operation, "wall_s", bound, unit="s") for name, operation, bound in _EARLIER_HUB),
     *(
         Target("*", operation, "server_ms", bound, p99=p99, unit="ms")
         for operation in (INCREMENT, BESIDE)
@@ -109,7 +129,7 @@ TARGETS = (
     *(
         Target("*", operation, "server_peak_bytes", bound * MIB, unit="MiB", scale=MIB)
         for bound, operations in (
-            (64.0, (FIRST_PUSH, *WAYS, REPUSH, REPUSH_ELSEWHERE, CLONE)),
+            (64.0, (FIRST_PUSH, *WAYS, REPUSH, REPUSH_ELSEWHERE, CLONE, FETCH, PLAIN_PUSH, PLAIN_CLONE)),
             (256.0, (CROWD_PUSH, CROWD_CLONE)),
         )
         for operation in operations

@@ -10,8 +10,9 @@ from dataclasses import replace
 from museworkd.http.access import hash_secret, new_secret
 from storage.environment import Environment
 from storage.index import Index
-from storage.rows import NewRepository, Repository, RepositorySettings, Right, Token, Visibility
+from storage.rows import NewRepository, Repository, RepositorySettings, Right, Token, Verify, Visibility
 from wire.errors import Code, Refusal, malformed
+from wire.ids import Scheme
 from wire.paths import check_branch_name
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
@@ -32,8 +33,8 @@ def check_slug(value: object) -> str:
     return _check_name(value, "a repository name")
 
 
-def parse_settings(value: object, present: RepositorySettings) -> RepositorySettings:
-    """Read changed settings over the present ones; unknown names are refused."""
+def parse_settings(value: object, present: RepositorySettings, scheme: Scheme | None = None) -> RepositorySettings:
+    """Read changed settings over the present ones of a repository with ids of a scheme; unknown names are refused."""
     if not isinstance(value, Mapping):
         raise malformed("settings is not a map")
     settings = present
@@ -44,6 +45,12 @@ def parse_settings(value: object, present: RepositorySettings) -> RepositorySett
             settings = replace(settings, require_signed_commits=setting)
         elif name == "protected_branches" and isinstance(setting, list):
             settings = replace(settings, protected_branches=tuple(check_branch_name(b) for b in setting))
+        elif name == "verify" and isinstance(setting, str) and setting in set(Verify):
+            verify = Verify(setting)
+            if verify is Verify.PLAIN_LENIENT and scheme is Scheme.TYPED:
+                raise malformed("this repository has typed ids, which are always verified: verify stays strict")
+            opaque = settings.opaque_ids or verify is Verify.PLAIN_LENIENT
+            settings = replace(settings, verify=verify, opaque_ids=opaque)
         else:
             raise malformed(f"the setting {str(name)[:60]!a} is unknown or has the wrong type")
     return settings
@@ -105,6 +112,7 @@ def shown(repository: Repository) -> dict[str, object]:
             "relaxed_paths": settings.relaxed_paths,
             "require_signed_commits": settings.require_signed_commits,
             "protected_branches": list(settings.protected_branches),
+            "verify": settings.verify.value,
         },
     }
 

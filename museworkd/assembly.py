@@ -19,6 +19,7 @@ from actors.jobs.registry import Registry, UnusableHandler
 from actors.jobs.runner import JobObserver
 from actors.jobs.runner import unobserved as unobserved_job
 from actors.jobs.work import JobWork
+from actors.journal.writing import JournalOffice, JournalWriter, NoJournal, Settling
 from actors.push.confirm import ConfirmSlots
 from actors.push.context import PushServices
 from actors.push.observed import Observer, unobserved
@@ -36,6 +37,7 @@ from museworkd.keepers import EmbeddedKeeper, ExpiryKeeper
 from museworkd.service_manager import ServiceManager
 from storage.environment import Environment, SystemEnvironment
 from storage.index import Index
+from storage.journal import Journal
 from storage.migrate import check_schema, migrate
 from storage.object_store import ObjectStore
 from storage.objects.filesystem import FilesystemStore
@@ -87,13 +89,23 @@ def database_settings(config: Config, embedded: EmbeddedPostgres | None) -> Data
 
 
 async def open_store(config: Config, environment: Environment) -> ObjectStore:
-    """Open the object store in its wrappers, outermost first: limited, retrying, verifying."""
+    """Open the object store in its wrappers, innermost first: limited, retrying, verifying.
+
+    Raises:
+        ConfigError: the S3 service lacks what is relied on, or does not let us in.
+    """
     store = config.store
-    files = await FilesystemStore.open(config.store_path, store.sync, environment)
-    swept = await files.sweep_temporary(STALE_TEMPORARY_S)
-    if swept:
-        log.info("swept temporary files", count=swept)
-    limited = LimitedStore(files, store.parallel_puts, store.parallel_gets, store.call_timeout_s)
+    kept: ObjectStore
+    if config.s3 is not None:
+        from museworkd.s3_opening import open_s3  # with its libraries: a directory needs none
+
+        kept = await open_s3(config, config.s3, environment)
+    else:
+        files = kept = await FilesystemStore.open(config.store_path, store.sync, environment)
+        swept = await files.sweep_temporary(STALE_TEMPORARY_S)
+        if swept:
+            log.info("swept temporary files", count=swept)
+    limited = LimitedStore(kept, store.parallel_puts, store.parallel_gets, store.call_timeout_s)
     return VerifyingStore(RetryingStore(limited, environment, RetryPolicy(budget_s=store.retry_s)))
 
 
@@ -107,18 +119,25 @@ async def make_services(
     spool_dir = config.data_dir / "spool"
     signer = UrlSigner(await index.secret(SECRET_NAME, environment.random_bytes(SECRET_BYTES)))
     uploads = Uploads(config.data_dir / "uploads")
+    journal: Settling = NoJournal()
+    children = []
+    if isinstance(index, Journal):
+        office = JournalOffice(index, store, environment)
+        journal = office
+        children.append(Child("journal", lambda: JournalWriter(office)))
     services = HttpServices(
         index, store, environment, Supervisor(),
         PushServices(
             index, store, environment, heartbeats, spool_dir, config.limits, observe=observe,
-            followup_delay_s=config.jobs.after_push_s,
+            followup_delay_s=config.jobs.after_push_s, journal=journal,
         ),
         FetchServices(index, store, environment, spool_dir, config.limits, Slots(FETCHES_AT_ONCE)),
         Slots(LARGE_BODIES_AT_ONCE), Slots(ID_LISTS_MIB), ConfirmSlots(), signer, uploads, SmallUploads(store),
         RecentRepositories(index), config.limits, config.server,
         config.server.public_url or None, config.server.presign_s,
+        direct=store.signing() if config.store.direct else None,
     )  # fmt: skip
-    children = [
+    children += [
         Child("heartbeat", lambda: HeartbeatClock(heartbeats, index, environment, config.server.heartbeat_s)),
         Child("expired", lambda: ExpiryKeeper(store, index, uploads, environment, 2.0 * config.server.presign_s)),
     ]

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from actors.jobs.settings import JobSettings
 from museworkd.http.settings import HttpSettings
 from storage.objects.durability import Durability
+from storage.objects.s3_settings import Addressing, S3Settings, parse_url
 from storage.postgres.database import without_password
 from wire.limits import Limits
 
@@ -27,6 +28,8 @@ ENVIRONMENT_PREFIX = "MUSEWORKD_"
 NOT_SETTINGS = {"MUSEWORKD_CONFIG", "MUSEWORKD_TOKEN", "MUSEWORKD_PLAIN_HTTP_HOSTS", "MUSEWORKD_HISTORIES"}
 """Variables of the prefix that are not settings: the configuration file, a client's token and the hosts that get it
 over plain http, test input."""
+TEST_PREFIX = "MUSEWORKD_TEST_"
+"""Of variables that steer the tests; there is no such section."""
 SECRETS = {"database.url"}
 ROLES = ("web", "worker", "all")
 MAY_BE_ZERO = {
@@ -79,6 +82,20 @@ class DatabaseConfig:
 class StoreConfig:
     """``[store]``."""
 
+    url: str = ""
+    """``s3://bucket/prefix``: keep objects in an S3-compatible store; empty: in the directory ``path``."""
+    endpoint: str = ""
+    """``http(s)://host[:port]`` of the S3 service as the daemon reaches it; empty: Amazon's, of the region."""
+    public_endpoint: str = ""
+    """The same as clients reach it, for signed URLs; empty: ``endpoint``."""
+    region: str = "us-east-1"
+    """The S3 service's region; many take any."""
+    addressing: Addressing = Addressing.PATH
+    """Where the bucket's name stands in URLs: ``path`` or ``host``."""
+    credentials_file: Path = Path()
+    """File in the AWS form with the S3 keys. Empty: systemd's credential ``s3``, or the variables ``AWS_*``."""
+    ca_file: Path = Path()
+    """PEM certificates to trust for S3 beside the system's."""
     path: Path = Path()
     """Directory of the object store; empty: ``data_dir``/store."""
     sync: Durability = Durability.GROUP
@@ -91,6 +108,9 @@ class StoreConfig:
     """For one call on small contents; large files get a second more for each MiB."""
     retry_s: float = 30.0
     """How long temporary failures of the store are tried again."""
+    direct: bool = True
+    """Let clients send bytes to the store itself and get them from it, where it has an address (S3); false: all bytes
+    pass the daemon, and the store needs to be reached by nobody else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +155,18 @@ class Config:
         """The object store's directory."""
         return self.store.path if self.store.path != Path() else self.data_dir / "store"
 
+    @property
+    def s3(self) -> S3Settings | None:
+        """The S3-compatible store; ``None`` when objects are kept in a directory. ``ValueError`` when it cannot be."""
+        store = self.store
+        if not store.url:
+            return None
+        bucket, prefix = parse_url(store.url)
+        return S3Settings(
+            bucket, prefix, store.endpoint, store.public_endpoint, store.region, store.addressing,
+            store.ca_file if store.ca_file != Path() else None, store.call_timeout_s,
+        )  # fmt: skip
+
 
 def address(bind: str) -> tuple[str, int]:
     """Read host and port."""
@@ -155,7 +187,7 @@ class Setting:
         """The value as it may be shown."""
         if self.key in SECRETS and isinstance(self.value, str):
             return without_password(self.value)
-        if isinstance(self.value, Durability):
+        if isinstance(self.value, Durability | Addressing):
             return self.value.value
         return str(self.value) if isinstance(self.value, Path) else self.value
 
@@ -204,7 +236,9 @@ def _layers(
                 yield f"{section}.{name}", value, str(path)
     by_variable = {ENVIRONMENT_PREFIX + key.replace(".", "_").upper(): key for key, _, _ in _keys()}
     for variable, value in environment.items():
-        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in NOT_SETTINGS:
+        if variable in NOT_SETTINGS or variable.startswith(TEST_PREFIX):
+            continue
+        if variable.startswith(ENVIRONMENT_PREFIX):
             if variable not in by_variable:
                 raise ConfigError(f"environment: unknown setting {variable}")
             yield by_variable[variable], value, f"environment {variable}"
@@ -272,7 +306,9 @@ def _converted(value: object, wanted: object) -> object:
         raise TypeError
     if wanted is Path:
         return Path(value).expanduser()
-    return Durability(value) if wanted is Durability else value
+    if wanted is Durability or wanted is Addressing:
+        return Durability(value) if wanted is Durability else Addressing(value)
+    return value
 
 
 def _check(config: Config) -> None:
@@ -294,9 +330,21 @@ def _check(config: Config) -> None:
         parts = urlsplit(config.server.public_url)
         if parts.scheme not in {"http", "https"} or not parts.netloc or config.server.public_url.endswith("/"):
             raise ConfigError("server.public_url is http(s)://host[:port][/prefix], without a slash at the end")
+    _check_store(config)
     if config.server.role not in ROLES:
         raise ConfigError(f"server.role is web, worker or all, not {config.server.role!r}")
     if config.log.level not in {"debug", "info", "warning", "error"}:
         raise ConfigError(f"log.level is debug, info, warning or error, not {config.log.level!r}")
     if config.log.format not in {"auto", "json", "console"}:
         raise ConfigError(f"log.format is auto, json or console, not {config.log.format!r}")
+
+
+def _check_store(config: Config) -> None:
+    try:
+        s3 = config.s3
+    except ValueError as error:
+        raise ConfigError(f"[store] {error}") from None
+    if s3 is None and (config.store.endpoint or config.store.public_endpoint):
+        raise ConfigError("store.endpoint is of an S3 store, and store.url names none")
+    if s3 is not None and config.store.path != Path():
+        raise ConfigError("store.url and store.path name two stores: there is one")

@@ -21,6 +21,7 @@ import structlog
 import trio
 
 from actors.jobs.work import JobWork
+from actors.journal.joining import join
 from actors.spool import sweep
 from museworkd.assembly import (
     STALE_TEMPORARY_S,
@@ -69,6 +70,7 @@ async def run_daemon(config: Config, announce: Callable[[str], None]) -> None:
             swept_before = environment.now().timestamp() - STALE_TEMPORARY_S
             await trio.to_thread.run_sync(sweep, config.data_dir / "spool", swept_before)
             store = await open_store(config, environment)
+            await join(deployment.index, store, environment)
             metrics = Metrics()
             services, children = await make_services(config, deployment.index, store, environment, metrics.observe_push)
             work = None if config.server.role == "web" else make_work(config, services, metrics.observe_job)

@@ -22,6 +22,8 @@ log = structlog.get_logger("keeper")
 
 LOOK_EVERY_S = 1.0
 SWEEP_EVERY_S = 600.0
+UNFINISHED_S = 86_400.0
+"""What was half put a day ago is not being put any more."""
 _DELETE_BATCH = 500
 _FORGET_BATCH = 1_000
 _EXPIRING = ("fetch", "staging")
@@ -98,7 +100,7 @@ class ExpiryKeeper(Actor[None]):
             count += await self._delete(expired)
         while forgotten := await self._index.forget_held(self._environment.now(), _FORGET_BATCH):
             count += forgotten
-        return count
+        return count + await self._store.sweep_temporary(UNFINISHED_S)
 
     async def _delete(self, keys: list[str]) -> int:
         """Delete what no clone made ahead is named by."""

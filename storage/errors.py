@@ -22,12 +22,33 @@ class ObjectDamaged(StorageError):
     """The bytes are there and are not what was written: torn, cut or flipped."""
 
 
+class SnapshotDamaged(ObjectDamaged):
+    """The index lacks a snapshot, or has another content for it than its id says."""
+
+    def __init__(self, snapshot_id: bytes, what: str) -> None:
+        super().__init__(f"snapshot {snapshot_id.hex()} in the index {what}")
+        self.snapshot_id = snapshot_id
+
+
+class ObjectMended(StorageError):
+    """The bytes were not what was written, and another copy has taken their place since: read them again."""
+
+    temporary = True
+
+
 class StoreUnavailable(StorageError):
     """The object store could not do it: timeout, throttling, I/O error, missing rights."""
 
     def __init__(self, message: str, *, temporary: bool = True) -> None:
         super().__init__(message)
         self.temporary = temporary
+
+
+class ObjectUnreadable(StoreUnavailable):
+    """The store answers, but not with this content: a bad block, a file without rights. Another copy may be read."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, temporary=False)
 
 
 class StoreFull(StorageError):
@@ -42,6 +63,10 @@ class IndexUnavailable(StorageError):
 
 class SchemaMismatch(StorageError):
     """The database's schema is not one this version can work with."""
+
+
+class DeploymentMismatch(SchemaMismatch):
+    """The database and the object store do not belong together; the message says what to do."""
 
 
 class QuotaExceeded(StorageError):

@@ -18,11 +18,14 @@ from typing import Protocol
 
 from storage.collection import Collection
 from storage.content_cache import ContentCache
+from storage.fsck import Checks
+from storage.fsck_repairs import PlaceCorrections
 from storage.insights import Insights
 from storage.job_queue import Jobs
 from storage.job_rows import NewJob
 from storage.labels import Labels
 from storage.layout import Place
+from storage.left_behind import LeftBehind
 from storage.pack_repair import PackRepairs
 from storage.prebuilt import Prebuilt
 from storage.rows import (
@@ -304,6 +307,7 @@ class History(Protocol):
     async def commit_records(self, repo: int, commit_ids: Sequence[bytes]) -> dict[bytes, bytes]:
         """Give the canonical records a repository holds of commits, the first ones asked for that fit into memory.
 
+        One that is not what was written, as far as its implementation can tell, is as good as lost.
         At least one is given if there is any, at most :data:`READ_BYTES` else; the same holds for snapshots.
         """
 
@@ -325,7 +329,8 @@ class History(Protocol):
 
 class Index(
     Identities, Repositories, Pushes, Holdings, Quotas, Jobs, History, ContentCache, PackRepairs,
-    Prebuilt, Insights, Collection, Labels, Protocol,
+    Checks, PlaceCorrections,
+    Prebuilt, Insights, Collection, Labels, LeftBehind, Protocol,
 ):  # fmt: skip
     """The whole port."""
 

@@ -41,6 +41,9 @@ class Jobs(Protocol):
         A claim counts as an attempt.
         """
 
+    async def claims_of(self, worker: str) -> set[Claim]:
+        """Give what a worker has claimed and not ended: it may have claimed more than it was told, an answer lost."""
+
     async def beat_claims(self, beats: Mapping[Claim, JobProgress | None], now: dt.datetime) -> set[Claim]:
         """Tell that claims are alive and how far they are; gives those gone. ``None`` leaves progress as it is."""
 
@@ -56,6 +59,7 @@ class Jobs(Protocol):
         """Record that an attempt failed: the job waits until ``again_at`` if it has attempts left, else has failed.
 
         ``again_at=None`` fails it for good. Gives the state it is in now, ``None`` when the claim was gone.
+        Done again by the same claim, it says so again.
         """
 
     async def return_jobs(self, claims: Sequence[Claim], now: dt.datetime) -> int:
@@ -76,7 +80,7 @@ class Jobs(Protocol):
         """Give the newest ``most`` jobs, at most ``LISTED_JOBS``, oldest first."""
 
     async def count_jobs(self) -> list[JobCounts]:
-        """Count jobs by type and state."""
+        """Count jobs by type and state, up to ``COUNTED_JOBS`` of each."""
 
     async def retry_job(self, number: int, now: dt.datetime) -> bool:
         """Let a job that failed or was cancelled wait again, its attempts forgotten, or one that waits run now.

@@ -5,13 +5,15 @@ from __future__ import annotations
 import datetime as dt
 import enum
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 JOBS_CHANNEL = "jobs"
 """Where who claims jobs hears that there may be one, or that one was cancelled."""
 LISTED_JOBS = 1_000
 """Jobs that are listed at most, the newest."""
+COUNTED_JOBS = 10_000
+"""Jobs of a type in one state that are counted at most: so many, or more."""
 ATTEMPTS_MOST = 3
 """How often a job is tried before it has failed for good (protocol §12)."""
 STALE_CLAIM_S = 300.0
@@ -52,6 +54,14 @@ class NewJob:
     """Members are added to those of a job that waits already; see :data:`PAYLOAD_MEMBERS`."""
     delay_s: float = 0.0
     """Not before so many seconds from now; a job that waits already runs when it was to."""
+
+
+def wakes(jobs: Sequence[NewJob]) -> bool:
+    """Tell whether who claims is to be woken for jobs: not for those that are to wait.
+
+    Of the transactions that notify, one commits after the other, disk and all; of pushes, most leave work for later.
+    """
+    return any(job.delay_s <= 0 for job in jobs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +141,10 @@ class JobFilter:
 
 @dataclass(frozen=True, slots=True)
 class JobCounts:
-    """How many jobs of a type there are in a state, and since when the oldest of those that could run waits."""
+    """How many jobs of a type there are in a state, and since when the oldest of those that could run waits.
+
+    Where there are more than :data:`COUNTED_JOBS`, it is told of the first so many by number.
+    """
 
     type: str
     state: JobState

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from wire.ids import Kind, Scheme, hasher_for
 
 _FETCH_KEY = re.compile(r"fetch/([0-9a-f]{64})\.mpack")
+_JOURNAL_KEY = re.compile(r"journal/(\d{6})/\d{12}/(\d{18})-([0-9a-f]{64})\.json")
+_BUCKET_ENTRIES = 10_000
 _KEY = re.compile(r"(?:[a-z0-9][a-z0-9._-]*/)*[a-z0-9][a-z0-9._-]*")
 
 
@@ -89,6 +91,43 @@ def confirming_key(token: bytes) -> str:
     return f"staging/incoming/{token.hex()}"
 
 
+@dataclass(frozen=True, slots=True)
+class JournalKey:
+    """What the key of a segment of the journal says."""
+
+    generation: int
+    last: int
+    """The greatest number of an entry in it."""
+    digest: bytes
+    """SHA-256 of its content."""
+
+
+def journal_key(key: JournalKey) -> str:
+    """Key of a segment of the journal."""
+    return f"{journal_prefix(key.generation, key.last)}/{key.last:018d}-{key.digest.hex()}.json"
+
+
+def journal_prefix(generation: int, entry: int) -> str:
+    """Prefix of the segments whose last entry is about this one."""
+    return f"journal/{generation:06d}/{entry // _BUCKET_ENTRIES:012d}"
+
+
+def parse_journal_key(key: str) -> JournalKey | None:
+    """Read what :func:`journal_key` made."""
+    found = _JOURNAL_KEY.fullmatch(key)
+    return None if found is None else JournalKey(int(found[1]), int(found[2]), bytes.fromhex(found[3]))
+
+
+def next_journal_prefix(generation: int, entry: int) -> str:
+    """Prefix of the segments that follow those of :func:`journal_prefix`."""
+    return journal_prefix(generation, entry + _BUCKET_ENTRIES)
+
+
+def epoch_key() -> str:
+    """Key of the object that says which deployment a store belongs to."""
+    return "deployment/epoch.json"
+
+
 def check_key(key: str) -> str:
     """Guard a backend against keys that are not of this module's making; raises ``ValueError``."""
     if not _KEY.fullmatch(key) or ".." in key:
@@ -120,6 +159,9 @@ def verifier(key: str, size: int) -> Verifier:
         return Verifier(parts[2] + parts[3], Scheme(parts[1]), size)
     if parts[0] in {"packs", "records", "fetch"} and len(parts) == 2:
         return Verifier(parts[1].partition(".")[0], Scheme.PLAIN, size)
+    journal = parse_journal_key(key)
+    if journal is not None:
+        return Verifier(journal.digest.hex(), Scheme.PLAIN, size)
     return Verifier(None, Scheme.PLAIN, size)
 
 

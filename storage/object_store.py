@@ -15,7 +15,7 @@ Contract, kept by every implementation and wrapper (``tests/behaviour/test_objec
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +55,25 @@ class StoreStatistics:
     running: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class SignedUrl:
+    """A URL that allows one request to the store, without further credentials, for a while."""
+
+    url: str
+    headers: Mapping[str, str]
+    """Headers the requester must send as given; empty for a GET."""
+
+
+class UrlSigning(Protocol):
+    """Makes URLs by which clients reach the store themselves, at its public address; nothing is asked of the store."""
+
+    def put_url(self, key: str, size: int, expires_s: int) -> SignedUrl:
+        """Allow one content of exactly ``size`` bytes to be put under a key."""
+
+    def get_url(self, key: str, expires_s: int) -> SignedUrl:
+        """Allow a key to be read, whole or by range."""
+
+
 class ObjectStore(Protocol):
     """Keeps bytes. Sizes and offsets in bytes; keys as made by ``storage.layout``."""
 
@@ -91,5 +110,11 @@ class ObjectStore(Protocol):
     def scan(self, prefix: str) -> AsyncIterator[StoredObject]:
         """List keys under a prefix, whole path segments or ``""`` for all, in any order."""
 
+    async def sweep_temporary(self, older_than_s: float) -> int:
+        """Remove what puts of so long ago have left half done, nobody having ended them; gives how many."""
+
     def statistics(self) -> StoreStatistics:
         """Give a copy of the counters."""
+
+    def signing(self) -> UrlSigning | None:
+        """Give what signs URLs to this store; ``None`` when it has no address clients could reach."""

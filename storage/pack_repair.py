@@ -26,7 +26,7 @@ class PackRepair:
     promoted: int = 0
     """Pending ones, which are read from the pack from now on."""
     refs: int = 0
-    """Objects the repository did not hold."""
+    """Objects the repository did not hold, although a push of it has brought them."""
 
     def __add__(self, other: PackRepair) -> PackRepair:
         return PackRepair(
@@ -38,12 +38,14 @@ class PackRepairs(Protocol):
     """Mending rows by packs."""
 
     async def complete_pack(
-        self, repo: int, scheme: Scheme, objects: Sequence[StoredBlob], *, refs: bool, lease: uuid.UUID | None = None
-    ) -> PackRepair:
+        self, repo: int, scheme: Scheme, objects: Sequence[StoredBlob], *, brought_by: uuid.UUID | None,
+        lease: uuid.UUID | None = None,
+    ) -> PackRepair:  # fmt: skip
         """Complete and mend the rows of some objects of one pack, each of them once, at once.
 
-        With ``refs`` the repository holds them all afterwards, if a push of it was ever accepted. Only who knows that
-        the very pack was brought by such a push may say so: an object in a pack gives nobody a right to it.
+        ``brought_by`` is the id of the push of this repository that has brought the very pack, where that is known: an
+        object in a pack gives nobody a right to it. The repository holds them all afterwards, if that push was accepted
+        and nothing was collected from the repository since it began: what was taken away must not come back.
 
         The pack was looked at by somebody who had taken that lease.
 

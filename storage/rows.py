@@ -8,6 +8,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from storage.history_rows import CommitRow as CommitRow  # noqa: PLC0414 - given on
+from storage.history_rows import SnapshotRow as SnapshotRow  # noqa: PLC0414 - given on
 from wire.ids import Scheme
 
 HELD_S = 86_400.0
@@ -21,6 +23,15 @@ class Right(enum.IntEnum):
     READ = 1
     WRITE = 2
     ADMIN = 3
+
+
+class Verify(enum.StrEnum):
+    """Which ids of commits and snapshots a repository takes."""
+
+    STRICT = "strict"
+    """Those that are the hash of what they name."""
+    PLAIN_LENIENT = "plain-lenient"
+    """In a plain repository any: what very old tools made. Everything else is checked as ever."""
 
 
 class Visibility(enum.Enum):
@@ -39,6 +50,9 @@ class RepositorySettings:
     require_signed_commits: bool = False
     protected_branches: tuple[str, ...] = ()
     """Branches only an admin may force."""
+    verify: Verify = Verify.STRICT
+    opaque_ids: bool = False
+    """Whether it has ever taken ids that are not hashes: what came under them stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,19 +176,6 @@ NOTHING_KNOWN = Known(frozenset(), frozenset())
 
 
 @dataclass(frozen=True, slots=True)
-class SnapshotRow:
-    """A verified snapshot as stored: always as changes to a base, now and then with the full content too."""
-
-    snapshot_id: bytes
-    base_id: bytes | None
-    depth: int
-    """Number of deltas to apply to the nearest full content; 0 when ``full`` is given."""
-    delta: bytes
-    """``wire``-independent packed changes, see ``storage.snapshots``."""
-    full: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
 class SnapshotRef:
     """A snapshot of one push, with the fields its id does not cover."""
 
@@ -184,24 +185,14 @@ class SnapshotRef:
 
 
 @dataclass(frozen=True, slots=True)
-class CommitRow:
-    """A verified commit of one push."""
-
-    commit_id: bytes
-    parents: tuple[bytes, ...]
-    snapshot_id: bytes
-    generation: int
-    record: bytes
-    """The canonical bytes of the record as received."""
-
-
-@dataclass(frozen=True, slots=True)
 class PushRows:
     """Rows of a push that are recorded in its last transaction: of a small one, all of them."""
 
     blobs: Sequence[StoredBlob] = ()
     snapshots: Sequence[SnapshotRef] = ()
     commits: Sequence[CommitRow] = ()
+    record_pack: bytes | None = None
+    """The pack its commits and snapshots are in, in canonical form; nothing when there are none."""
 
 
 @dataclass(frozen=True, slots=True)

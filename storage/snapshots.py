@@ -4,21 +4,23 @@ One packed form serves both: a full content is changes to the empty manifest. Wh
 changes from one commit's snapshot to the next, is therefore always at hand; the full contents only bound how many
 changes must be applied to rebuild a manifest.
 
-Few changes are msgpack: ``[upsert, remove, directories]``. Many are msgpack in another order, ``[remove, directories,
-upsert]``, in one zstd frame: written and read piece by piece, they are never in memory but compressed.
+Few changes are msgpack: ``[upsert, remove, directories, checksum]``. Many are msgpack in another order, ``[remove,
+directories, upsert]``, in one zstd frame with its checksum: written and read piece by piece, they are never in memory
+but compressed. What is read back differently than it was written is found out without rebuilding a manifest.
 """
 
 from __future__ import annotations
 
 import io
 import itertools
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgpack
 import zstandard
 
-from storage.rows import SnapshotRow
+from storage.history_rows import SnapshotRow
 from wire.limits import DEFAULT_LIMITS, Limits
 from wire.manifest import AT_ONCE, Manifest
 from wire.manifest import empty as empty_manifest
@@ -36,6 +38,8 @@ REBASED_PART = 8
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_LEVEL = 1
 _READ_BYTES = 64 * 1024
+_CHECKED, _CHECKSUM_HEAD, _CHECKSUM_BYTES = b"\x94", b"\xce", 5
+"""How msgpack begins an array of four, and a number of four bytes: the checksum, which ends it."""
 _TOKEN_BYTES = 1024 * 1024
 """Of one path at most, and far more than any has."""
 
@@ -52,14 +56,20 @@ class Changes:
 def pack_changes(changes: Changes) -> bytes:
     """Write changes in the stored form."""
     if len(changes.upsert) + len(changes.remove) <= AT_ONCE:
-        packed: bytes = msgpack.packb([dict(changes.upsert.items()), list(changes.remove), list(changes.directories)])
-        return packed
+        body = b"".join(
+            map(msgpack.packb, (dict(changes.upsert.items()), list(changes.remove), list(changes.directories)))
+        )
+        return _CHECKED + body + _checksum(body)
     file = io.BytesIO()  # gives its bytes without a copy
-    compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compressobj()
+    compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True).compressobj()
     for piece in _many_pieces(changes):
         file.write(compressor.compress(piece))
     file.write(compressor.flush())
     return file.getvalue()
+
+
+def _checksum(body: bytes) -> bytes:
+    return _CHECKSUM_HEAD + zlib.crc32(body).to_bytes(4, "big")
 
 
 def _many_pieces(changes: Changes) -> Iterator[bytes]:
@@ -84,11 +94,16 @@ def _many_pieces(changes: Changes) -> Iterator[bytes]:
 
 
 def unpack_changes(packed: bytes) -> Changes:
-    """Read stored changes; many entries are read whenever they are walked over.
+    """Read stored changes; many entries are read whenever they are walked over, to their end and their checksum.
 
     Raises:
-        ValueError, msgpack.UnpackException: these are none, as far as that can be seen at once.
+        ValueError, msgpack.UnpackException: these are none, or not what was written, as far as is seen at once.
     """
+    if packed[:1] == _CHECKED:
+        body = packed[1:-_CHECKSUM_BYTES]
+        if packed[-_CHECKSUM_BYTES:] != _checksum(body):
+            raise ValueError("stored changes are damaged: the checksum is another one")
+        packed = b"\x93" + body
     if packed[:4] == _ZSTD_MAGIC:
         reader = _reader(packed)
         remove, directories, count = _before_entries(reader)
@@ -97,6 +112,23 @@ def unpack_changes(packed: bytes) -> Changes:
         packed, max_map_len=len(packed), max_array_len=len(packed), max_str_len=len(packed), max_bin_len=len(packed)
     )
     return Changes(upsert, remove, tuple(directories))
+
+
+def large_changes(packed: bytes) -> bool:
+    """Tell whether stored changes are many, which take a while to read."""
+    return packed[:4] == _ZSTD_MAGIC
+
+
+def are_sound(packed: bytes) -> bool:
+    """Tell whether stored changes are what was written; reads many to their end: for a worker thread then."""
+    try:
+        changes = unpack_changes(packed)
+        if isinstance(changes.upsert, PackedEntries):
+            for _ in changes.upsert.pairs():
+                pass
+    except (ValueError, msgpack.UnpackException):
+        return False
+    return True
 
 
 def _reader(packed: bytes) -> msgpack.Unpacker:
@@ -143,6 +175,11 @@ class PackedEntries(WalkedMap[bytes]):
         _before_entries(reader)
         for _ in range(self._count):
             yield reader.unpack(), reader.unpack()
+        try:
+            reader.skip()
+        except msgpack.OutOfData:  # by now the checksum has been read as well
+            return
+        raise ValueError("stored changes go on after their end")
 
     def __len__(self) -> int:
         return self._count

@@ -8,6 +8,7 @@ everything when ``TMPDIR`` is set. Where durability itself is tested, the calls 
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import os
 import shutil
@@ -27,6 +28,8 @@ from storage.objects.memory import MemoryStore
 from storage.postgres.database import DatabaseSettings
 from storage.postgres.embedded import EmbeddedPostgres
 from storage.postgres.index import PostgresIndex
+from tests import s3_server as s3
+from tests import stores
 
 _numbers = itertools.count(1)
 _MEMORY = Path("/dev/shm")
@@ -41,6 +44,13 @@ def _roomy() -> Path | None:
     facts = os.statvfs(_MEMORY)
     usable = os.access(_MEMORY, os.W_OK) and not facts.f_flag & os.ST_NOEXEC
     return _MEMORY if usable and facts.f_bavail * facts.f_frsize >= _ROOM_BYTES else None
+
+
+def pytest_collection_finish() -> None:
+    """Have the collector of garbage look at what tests make, seldom, and not at thousands of tests each time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +108,39 @@ def postgres(postgres_home: Path) -> Iterator[EmbeddedPostgres]:
     migrate(DatabaseSettings(f"{host} user=postgres dbname=template_museworkd"))
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.S3Server]:
+    """One S3 server for all workers of the run, started when the first test asks for it."""
+    base = tmp_path_factory.getbasetemp()
+    run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with s3.shared_server(run / "s3-server", _roomy()) as server:
+        yield server
+
+
+@pytest.fixture(autouse=stores.wanted())
+def _all_on_s3(s3_server: s3.S3Server) -> None:
+    """Put the servers of the test on S3, if the whole run is to stand there."""
+    stores.on_s3.begin(s3_server)
+
+
+@pytest.fixture
+def ceph_server(s3_server: s3.S3Server) -> s3.S3Server:
+    """The S3 server for what moto's does not do: check signatures, and refuse what they do not cover."""
+    if not s3_server.checks_signatures:
+        pytest.skip("Ceph is not installed, and moto checks no signatures")
+    return s3_server
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which part did not run."""
+    if not s3.installed():
+        terminalreporter.write_line(
+            "S3: Ceph's gateway is not installed (Debian: radosgw ceph-mon ceph-osd ceph-common). Its tests ran over "
+            "moto's server; those of signatures and signed URLs did not run.",
+            yellow=True,
+        )
 
 
 @pytest.fixture

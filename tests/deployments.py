@@ -4,38 +4,36 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from museworkd.administration import create_token
 from storage.environment import Environment
 from storage.errors import IndexUnavailable
+from storage.index import Index
 from storage.memory.index import MemoryIndex
-from storage.objects.filesystem import FilesystemStore
-from storage.objects.memory import MemoryStore
 from storage.postgres.database import DatabaseSettings
 from storage.postgres.index import PostgresIndex
 from storage.rows import Repository, Right, Token
 from tests.http_client import push
 from tests.muse import Push
 from tests.servers import Server, serving
+from tests.stores import on_s3, store_of_a_test
 
 
 @asynccontextmanager
 async def deployed(
     database_url: str | None, tmp_path: Path, environment: Environment | None = None, **settings: object
 ) -> AsyncIterator[Server]:
-    """Serve over PostgreSQL and a directory, or without a database over the memory twins."""
-    if database_url is None:
-        async with serving(MemoryIndex(), MemoryStore(), tmp_path, environment, **settings) as server:
-            yield server
-        return
-    store = await FilesystemStore.open(tmp_path / "store")
-    async with (
-        PostgresIndex(DatabaseSettings(database_url), environment) as index,
-        serving(index, store, tmp_path, environment, **settings) as server,
-    ):
-        yield server
+    """Serve over PostgreSQL and a directory, or without a database over the memory twins; see ``tests.stores``."""
+    async with AsyncExitStack() as stack:
+        real = database_url is not None
+        store = await stack.enter_async_context(store_of_a_test(tmp_path, real=real))
+        index: Index = MemoryIndex()
+        if database_url is not None:
+            index = await stack.enter_async_context(PostgresIndex(DatabaseSettings(database_url), environment))
+        settings = {"store__direct": False, **settings} if on_s3.server is not None else settings
+        yield await stack.enter_async_context(serving(index, store, tmp_path, environment, **settings))
 
 
 def two_commits() -> Push:
@@ -99,6 +97,8 @@ def readings(slug: str, commit: str, blob: str) -> list[tuple[str, str, dict]]:
     return [
         ("GET", f"/alice/{slug}/refs", {}), ("POST", f"/alice/{slug}/negotiate", body),
         ("POST", f"/alice/{slug}/fetch", body), ("POST", f"/alice/{slug}/fetch/mpack", body),
+        ("POST", f"/alice/{slug}/fetch/stream", body), ("POST", f"/alice/{slug}/fetch/presign", body),
+        ("POST", f"/alice/{slug}/fetch/objects", {"json": {"object_ids": [blob]}}),
         ("GET", f"/alice/{slug}/o/{blob}", {}), ("HEAD", f"/alice/{slug}/o/{blob}", {}),
         ("GET", f"/api/repos/alice/{slug}", {}),
     ]  # fmt: skip

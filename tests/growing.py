@@ -15,7 +15,7 @@ from storage.index import Index
 from tests import mpack_pushes, presigned_pushes
 from tests.clones import Clone, clone, fetch
 from tests.http_client import Answer, AnswerCutError, ask, push
-from tests.mpack_pushes import mpack_of, target_of
+from tests.mpack_pushes import mpack_of
 from tests.muse import Push, blob_id, last_frame, make_commit, make_snapshot
 from tests.servers import Server
 from wire.ids import Scheme, parse_id
@@ -39,7 +39,7 @@ async def by_mpack(server: Server, history: Push, push_id: str, slug: str) -> di
     data = mpack_of(history)
     signed = told(await mpack_pushes.presign(server, data, slug))
     if signed["upload_url"] is not None:
-        told(await mpack_pushes.put(server, target_of(signed["upload_url"]), data))
+        told(await mpack_pushes.put(server, signed["upload_url"], data))
     return {"type": "R", **told(await mpack_pushes.unpack(server, data, history, slug, push_id=push_id))}
 
 

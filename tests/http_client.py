@@ -10,6 +10,7 @@ import json as json_codec
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import h11
 import msgpack as msgpack_codec
@@ -22,6 +23,8 @@ MSGPACK = "application/x-msgpack"
 PACKSTREAM = "application/x-muse-packstream"
 PATIENCE_S = 15.0
 """How long a test waits for what must come soon."""
+HOST = "museworkd.test"
+"""How the server is addressed, and therefore what it has in its URLs."""
 _READ_BYTES = 64 * 1024
 
 
@@ -184,7 +187,16 @@ async def connected(server: Server) -> AsyncIterator[Connection]:
 
 
 async def ask(server: Server, method: str, target: str, **options: object) -> Answer:
-    """Send one request on a connection of its own; see ``request_bytes`` for the options."""
+    """Send one request on a connection of its own; see ``request_bytes`` for the options.
+
+    A target that is a whole URL of another host, such as one an object store has, is asked there.
+    """
+    parts = urlsplit("" if target.startswith("//") else target)
+    target = target.removeprefix(f"{parts.scheme}://{parts.netloc}")
+    if parts.netloc and parts.netloc != HOST:
+        async with await trio.open_tcp_stream(parts.hostname or "", parts.port or 80) as stream:
+            options["headers"] = {"host": parts.netloc, **(options.get("headers") or {})}
+            return await Connection(stream).ask(method, target, **options)
     async with connected(server) as connection:
         return await connection.ask(method, target, **options)
 
@@ -226,7 +238,7 @@ def head_bytes(
     method: str, target: str, *, token: str | None = None, headers: Mapping[str, str] | None = None
 ) -> bytes:
     """Write a request's head."""
-    fields = {"host": "museworkd.test", **({"authorization": f"Bearer {TOKENS[token]}"} if token else {})}
+    fields = {"host": HOST, **({"authorization": f"Bearer {TOKENS[token]}"} if token else {})}
     fields |= {name.lower(): value for name, value in (headers or {}).items()}
     lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
     return "\r\n".join(lines).encode("latin-1")

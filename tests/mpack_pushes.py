@@ -60,7 +60,7 @@ async def upload(server: Server, data: bytes, slug: str = "x") -> None:
     answer = await presign(server, data, slug)
     assert answer.status == 200, answer.value
     if answer.value["upload_url"] is not None:
-        assert (await put(server, target_of(answer.value["upload_url"]), data)).status == 204
+        assert (await put(server, answer.value["upload_url"], data)).status in {200, 204}
 
 
 async def unpack(server: Server, data: bytes, history: Push, slug: str = "x", **more: object) -> Answer:

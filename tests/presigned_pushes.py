@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from tests.http_client import Answer, ask, push
-from tests.mpack_pushes import target_of
 from tests.muse import Push
 from tests.servers import Server
 
@@ -18,7 +17,7 @@ async def presign(
 
 
 async def put(server: Server, url: str, content: bytes, **headers: str) -> Answer:
-    return await ask(server, "PUT", target_of(url), body=content, headers=headers)
+    return await ask(server, "PUT", url, body=content, headers=headers)
 
 
 async def confirm(server: Server, ids: Iterable[str], slug: str = "x", token: str = "alice", **more: object) -> Answer:
@@ -32,7 +31,7 @@ async def upload(server: Server, blobs: Mapping[str, bytes], slug: str = "x") ->
     assert answer.status == 200, answer.value
     urls = answer.value["presigned_urls"]
     for object_id, url in urls.items():
-        assert (await put(server, url, blobs[object_id])).status == 204
+        assert (await put(server, url, blobs[object_id])).status in {200, 204}
     return urls
 
 

@@ -27,6 +27,7 @@ from storage.index import Index
 from storage.object_store import ObjectStore
 from storage.rows import NewRepository, Repository, RepositorySettings, Right, Token, Visibility
 from tests.forked_commands import ForkServer
+from tests.stores import on_s3
 
 COMMAND_TIMEOUT_S = 110
 _commands = ForkServer()
@@ -93,7 +94,7 @@ def daemon(data_dir: Path, database_url: str | None, *settings: str) -> Iterator
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if not k.startswith("MUSEWORKD_")} | more
+    return {k: v for k, v in os.environ.items() if not k.startswith("MUSEWORKD_")} | on_s3.variables() | more
 
 
 def museworkd(*arguments: str, token: str | None = None, check: int | None = 0) -> subprocess.CompletedProcess:

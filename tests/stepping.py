@@ -23,6 +23,8 @@ READING = (
 """Calls that change nothing begin with one of these."""
 
 OF_THE_STORE = {"put_batch", "put_file", "copy", "get", "get_ranges", "stream", "size", "delete"}
+OF_THE_JOURNAL = {"deployment", "announce", "holds_facts", "last_entry", "outbox", "written_out"}
+"""What the journal's writer asks of the index, also while nothing is pushed: never a step. What it puts is one."""
 ACCEPTING = {"accept_push", "finish_push"}
 Act = Callable[[str], Awaitable[None]]
 BATCHES = [(objects, "BATCH_OBJECTS"), (records, "BATCH_RECORDS"), (finish, "BATCH_RECORDS"), (unpack, "ROWS_AT_ONCE")]
@@ -120,7 +122,7 @@ class _Watched:
 
     def __getattr__(self, name: str) -> Any:
         operation = getattr(self._inner, name)
-        if not inspect.iscoroutinefunction(operation):
+        if name in OF_THE_JOURNAL or not inspect.iscoroutinefunction(operation):
             return operation
 
         async def call(*arguments: Any, **named: Any) -> Any:

@@ -77,7 +77,7 @@ class StreamingStore(WrappedStore):
 
     def __init__(self, breaks: bool = False) -> None:
         super().__init__(MemoryStore())
-        self._breaks = breaks
+        self.breaks = breaks
         self.streamed = 0
         self.streams = 0
 
@@ -87,7 +87,7 @@ class StreamingStore(WrappedStore):
             async for piece in pieces:
                 self.streamed += len(piece)
                 yield piece
-                if self._breaks:
+                if self.breaks:
                     raise StoreUnavailable("it broke in the middle")
 
         self.streams += 1

@@ -1,10 +1,13 @@
 """The demo behind ``make demo``: a real git history through a real daemon and back, proved against git.
 
-Everything is done with the commands a user has. Nothing is left running; what was made stays under ``var/demo``.
+Everything is done with the commands a user has. Nothing is left running; what was made stays under ``var/demo``. With
+``--store s3`` the bytes lie in a real S3 server that is started for it and keeps them in memory: Ceph's gateway where
+it is installed, moto's server otherwise.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -22,6 +25,10 @@ from storage.errors import IndexUnavailable
 from storage.postgres.embedded import EmbeddedPostgres
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests import s3_server  # noqa: E402 - the tests are not installed
+
 DEMO = ROOT / "var" / "demo"
 START_S = 180
 STOP_S = 90
@@ -31,8 +38,11 @@ console = Console(stderr=True)
 class Demo:
     """One run."""
 
-    def __init__(self, source: Path) -> None:
+    def __init__(self, source: Path, store: str) -> None:
         self.source = source
+        self.store = store
+        self.place = "object store"
+        self.way = "stream" if store == "files" else "mpack"  # which goes to the store itself
         self.command = [sys.executable, "-m", "museworkd.cli.main"]
         self.config = ["--data-dir", str(DEMO / "data")]
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith("MUSEWORKD_")}
@@ -45,6 +55,25 @@ class Demo:
                 EmbeddedPostgres(DEMO / "data").destroy()
         shutil.rmtree(DEMO, ignore_errors=True)
         DEMO.mkdir(parents=True)
+        with contextlib.ExitStack() as stack:
+            if self.store == "s3":
+                self.use_s3(stack)
+            self.go_through()
+        return 0
+
+    def use_s3(self, stack: contextlib.ExitStack) -> None:
+        """Start an S3 server, and let the daemon keep its bytes there."""
+        with self.timed("S3"):
+            server = stack.enter_context(s3_server.shared_server(DEMO / "s3-server"))
+            bucket = server.new_bucket()
+        if server.kind != "ceph":
+            console.print("demo: Ceph's gateway is not installed; moto's server stands in, which checks no signatures")
+        self.place = f"{'a Ceph' if server.kind == 'ceph' else 'a moto'} S3 store at {server.endpoint}"
+        self.environment |= {f"MUSEWORKD_{k.upper().replace('.', '_')}": v for k, v in server.settings(bucket).items()}
+        self.environment |= server.variables
+
+    def go_through(self) -> None:
+        """From a git history to a verified clone of it."""
         try:
             with self.timed("start"):
                 url = self.start_daemon()
@@ -54,9 +83,8 @@ class Demo:
             with self.timed("import"):
                 imported = self.muse("git-import", str(self.source), str(DEMO / "work"))
             with self.timed("push"):
-                pushed = self.muse("push", f"{url}/demo/history", "--all", "--way", "stream", "-C", str(DEMO / "work"))[
-                    "pushes"
-                ]
+                sent = ["--all", "--way", self.way, "-C", str(DEMO / "work")]
+                pushed = self.muse("push", f"{url}/demo/history", *sent)["pushes"]
             with self.timed("clone"):
                 cloned = self.muse("clone", f"{url}/demo/history", str(DEMO / "clone"))
             with self.timed("verify"):
@@ -65,7 +93,6 @@ class Demo:
             with self.timed("stop"):
                 self.stop_daemon()
         self.show(imported, pushed, cloned, verified)
-        return 0
 
     def start_daemon(self) -> str:
         with (DEMO / "daemon.log").open("w") as log:
@@ -113,11 +140,12 @@ class Demo:
         sent = sum(push["sent_bytes"] for push in pushed)
         branches = ", ".join(push["branch"] for push in pushed[:4]) + ("…" if len(pushed) > 4 else "")
         rows = {
-            "start": "daemon with its own PostgreSQL and object store",
+            **({"S3": "a store for the bytes, started for this"} if self.store == "s3" else {}),
+            "start": f"daemon with its own PostgreSQL and {self.place}",
             "import": f"{imported['commits']} commits, {imported['snapshots']} snapshots, {imported['blobs']} blobs, "
             f"{imported['blob_bytes'] / 1e6:.1f} MB from git",
             "push": f"{sum(p['commits'] for p in pushed)} commits, {sum(p['blobs'] for p in pushed)} blobs, "
-            f"{sent / 1e6:.1f} MB sent by stream ({len(pushed)} branches: {branches})",
+            f"{sent / 1e6:.1f} MB sent by {self.way} ({len(pushed)} branches: {branches})",
             "clone": f"{cloned['commits']} commits, {cloned['blobs']} blobs, "
             f"{cloned['received_bytes'] / 1e6:.1f} MB received, {cloned['files']} files checked out",
             "verify": f"{verified['git_files']} files of {verified['git_commits']} commits byte-identical with git's",
@@ -146,4 +174,8 @@ class Timed:
 
 
 if __name__ == "__main__":
-    raise SystemExit(Demo(Path(sys.argv[1]).resolve()).run())
+    parser = argparse.ArgumentParser(description="Push a git history in and clone it back, verified.")
+    parser.add_argument("source", type=Path)
+    parser.add_argument("--store", choices=["files", "s3"], default="files")
+    given = parser.parse_args()
+    raise SystemExit(Demo(given.source.resolve(), given.store).run())

@@ -7,6 +7,7 @@ size of a frame. Which frame may follow which is a table (:data:`TRANSITIONS`), 
 writer obeys the same table. After a refusal the reader is dead.
 
     client → server:  H O* (OC…)* C* E        server → client:  P* (X | R)
+    answers to a fetch (protocol §8): the same as a client sends, or blobs alone; an X may come instead of any frame
 """
 
 from __future__ import annotations
@@ -34,9 +35,13 @@ class Grammar(enum.Enum):
     """One direction of a stream."""
 
     PUSH = "push"
-    """What a client sends, and what ``fetch/stream`` answers."""
+    """What a client sends."""
     ANSWER = "answer"
     """What a server answers to a push."""
+    FETCH = "fetch"
+    """What ``fetch/stream`` answers."""
+    OBJECTS = "objects"
+    """What ``fetch/objects`` answers: blobs without a header."""
 
 
 TRANSITIONS: Final[Mapping[Grammar, Mapping[str, Mapping[str, str]]]] = {
@@ -49,6 +54,19 @@ TRANSITIONS: Final[Mapping[Grammar, Mapping[str, Mapping[str, str]]]] = {
     },
     Grammar.ANSWER: {
         "start": {"P": "start", "X": "done", "R": "done"},
+        "done": {},
+    },
+    Grammar.FETCH: {
+        "start": {"H": "objects"},
+        "objects": {"O": "objects", "OC": "chunks", "C": "commits", "E": "done", "X": "done"},
+        "chunks": {"OC": "chunks", "X": "done"},
+        "commits": {"C": "commits", "E": "done", "X": "done"},
+        "done": {},
+    },
+    Grammar.OBJECTS: {
+        "start": {"O": "objects", "OC": "chunks", "E": "done"},
+        "objects": {"O": "objects", "OC": "chunks", "E": "done", "X": "done"},
+        "chunks": {"OC": "chunks", "X": "done"},
         "done": {},
     },
 }
@@ -235,9 +253,9 @@ class FrameReader:
         spilled = False
         for _ in range(opened.count):
             key = yield from parser.key(opened)
-            if key == "content" and self._grammar is Grammar.PUSH:
+            if key == "content" and self._grammar is not Grammar.ANSWER:
                 spilled = yield from self._content(members)
-            elif key in _RECORD_LISTS and self._grammar is Grammar.PUSH:
+            elif key in _RECORD_LISTS and self._grammar is not Grammar.ANSWER:
                 yield from self._records(key)
             elif key in SHORT_MEMBERS:
                 members[key] = yield from parser.short_text(opened, key)
@@ -254,7 +272,7 @@ class FrameReader:
         """Take an object's content; a large one is spilled as events before the frame is complete."""
         parser, limits = self._parser, self._limits
         size = yield from parser.binary_header()
-        if self._state not in {"objects", "chunks"}:
+        if not TRANSITIONS[self._grammar][self._state].keys() & {"O", "OC"}:
             raise self._unexpected("O")
         if size > limits.object_frame_bytes:
             raise Refusal(
@@ -273,7 +291,7 @@ class FrameReader:
         return True
 
     def _records(self, key: str) -> Generator[Event | None, None, None]:
-        if "C" not in TRANSITIONS[Grammar.PUSH][self._state]:
+        if "C" not in TRANSITIONS[self._grammar][self._state]:
             raise self._unexpected("C")
         parser = self._parser
         most = self._limits.commits_per_push
@@ -371,7 +389,7 @@ class FrameWriter:
 
     def send_records(self, lists: Mapping[str, Sequence[bytes]]) -> bytes:
         """Encode a ``C`` frame from records that are msgpack already."""
-        self._advance("C", last=True)
+        self._advance("C")
         packer = msgpack.Packer(use_bin_type=True, autoreset=False)
         packer.pack_map_header(len(lists) + 1)
         packer.pack("type")
@@ -386,9 +404,19 @@ class FrameWriter:
                 out += record
         return bytes(out)
 
+    def send_records_head(self, key: str, count: int) -> bytes:
+        """Encode a ``C`` frame of one list up to its records; the caller sends ``count`` msgpack records after it."""
+        self._advance("C")
+        packer = msgpack.Packer(use_bin_type=True, autoreset=False)
+        packer.pack_map_header(2)
+        for text in ("type", "C", key):
+            packer.pack(text)
+        packer.pack_array_header(count)
+        return bytes(packer.bytes())
+
     def send_object_head(self, members: Mapping[str, object], size: int) -> bytes:
         """Encode an ``O`` frame up to its content; the caller sends exactly ``size`` content bytes after it."""
-        self._advance("O", last=True)
+        self._advance("O")
         packer = msgpack.Packer(use_bin_type=True, autoreset=False)
         packer.pack_map_header(len(members) + 2)
         for key, value in [("type", "O"), *members.items()]:
@@ -397,7 +425,7 @@ class FrameWriter:
         packer.pack("content")
         return bytes(packer.bytes()) + b"\xc6" + size.to_bytes(4, "big")
 
-    def _advance(self, kind: str, *, last: bool) -> None:
+    def _advance(self, kind: str, *, last: bool = False) -> None:
         following = TRANSITIONS[self._grammar][self._state].get(kind)
         if following is None:
             raise ValueError(f"frame {kind} in state {self._state}")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
 from wire.errors import malformed, shown
 
@@ -61,6 +62,25 @@ def parse_id(text: object, scheme: Scheme, what: str = "id") -> bytes:
     if found[0] is not scheme:
         raise malformed(f"{what} is an id of the {found[0].value} scheme, this repository's is {scheme.value}: {text}")
     return found[1]
+
+
+def parse_ids(texts: Sequence[object], scheme: Scheme) -> list[bytes] | None:
+    """Read many ids of one scheme at once, as strictly as :func:`parse_id`; ``None`` when any of them is none."""
+    prefix = _PREFIX if scheme is Scheme.TYPED else ""
+    start = len(prefix)
+    if set(map(type, texts)) - {str} or set(map(len, cast("Sequence[str]", texts))) - {start + _HEX_CHARS}:
+        return None
+    named = cast("Sequence[str]", texts)
+    if start and not all(text.startswith(prefix) for text in named):
+        return None
+    joined = "".join([text[start:] for text in named] if start else named)
+    try:
+        data = bytes.fromhex(joined)
+    except ValueError:
+        return None
+    if data.hex() != joined:  # as in one: upper case and spaces
+        return None
+    return [data[at : at + DIGEST_BYTES] for at in range(0, len(data), DIGEST_BYTES)]
 
 
 def parse_any_id(text: object, what: str = "id") -> tuple[Scheme, bytes]:

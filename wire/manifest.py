@@ -69,9 +69,8 @@ class Manifest:
     def items(self) -> Iterator[tuple[str, bytes]]:
         """Give ``(path, digest)`` in manifest order."""
         for block in self._texts():
-            parts = block.split(b"\0")
-            for at in range(0, len(parts), 2):
-                yield parts[at].decode(), bytes.fromhex(parts[at + 1].decode())
+            parts = block.decode().split("\0")
+            yield from zip(parts[::2], map(bytes.fromhex, parts[1::2]), strict=True)
 
     def paths(self) -> Iterator[str]:
         """Give the paths in manifest order."""

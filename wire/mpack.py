@@ -94,12 +94,16 @@ class MPackReader:
         limits: the limits in force.
         decode: whether records are decoded; else their bytes are handed on, for a second reading.
         whole_bytes: objects up to this size may come in one event each (see :func:`wire.pack.walk_pack`).
+        runs: such objects come many at a time, and the caller holds their ids against what it hashes.
     """
 
-    def __init__(self, limits: Limits = DEFAULT_LIMITS, *, decode: bool = True, whole_bytes: int = -1) -> None:
+    def __init__(
+        self, limits: Limits = DEFAULT_LIMITS, *, decode: bool = True, whole_bytes: int = -1, runs: bool = False
+    ) -> None:
         self._limits = limits
         self._decode = decode
         self._whole_bytes = whole_bytes
+        self._runs = runs
         self._queue = ByteQueue()
         self._covered = hashlib.sha256()
         self._tail = b""
@@ -147,7 +151,7 @@ class MPackReader:
             yield from self._skip_to(offset)
             if section in {Section.OBJECTS, Section.OBJECTS_ZSTD}:
                 yield SectionBegin(section, None, offset, length)
-                yield from walk_pack(queue, self._limits, self._whole_bytes)
+                yield from walk_pack(queue, self._limits, self._whole_bytes, runs=self._runs)
             else:
                 yield from self._records(section, offset, length)
             if queue.taken != offset + length:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from wire.errors import Code, Refusal, malformed
 from wire.ids import Scheme, format_id, parse_id
@@ -65,9 +65,30 @@ class PackEnd:
     """The pack is complete and its footer matches."""
 
     count: int
+    digest: bytes = field(default=b"", compare=False)
+    """SHA-256 of the whole pack, footer included: its id."""
 
 
-PackEvent = PackObjectBegin | PackPiece | PackObjectEnd | PackObject | PackEnd
+@dataclass(frozen=True, slots=True)
+class PackRun:
+    """Small objects that lie one behind the other and had arrived whole; their ids have not been looked at.
+
+    See :func:`walk_pack`.
+    """
+
+    offset: int
+    """Of the first record header, in bytes from the start of the pack."""
+    data: bytes
+    """Record headers and contents, as they lie there."""
+    contents: list[tuple[int, int]]
+    """Where each content begins in ``data``, and its length; its record header stands before it."""
+
+    def id_text_at(self, start: int) -> bytes:
+        """Give the id text of the content that begins at ``start``: whatever stands there."""
+        return self.data[start - RECORD_HEADER_BYTES : start - _U64.size]
+
+
+PackEvent = PackObjectBegin | PackPiece | PackObjectEnd | PackObject | PackRun | PackEnd
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +124,23 @@ class ByteQueue:
         number: int = _U64.unpack_from(self._buffer, self._start + offset)[0]
         return number
 
+    def records_at_front(self, most: int, whole_bytes: int) -> list[tuple[int, int]]:
+        """Find up to ``most`` records of a pack that are here whole, from the front, none above ``whole_bytes``.
+
+        Returns:
+            Where each content begins, from the front, and its length; nothing is taken.
+        """
+        buffer, start, end = self._buffer, self._start, len(self._buffer)
+        found: list[tuple[int, int]] = []
+        at = start + RECORD_HEADER_BYTES
+        while at <= end and len(found) < most:
+            (size,) = _U64.unpack_from(buffer, at - _U64.size)
+            if size > whole_bytes or at + size > end:
+                break
+            found.append((at - start, size))
+            at += size + RECORD_HEADER_BYTES
+        return found
+
     def take(self, count: int) -> bytes:
         """Take up to ``count`` bytes from the front."""
         part = bytes(memoryview(self._buffer)[self._start : self._start + count])
@@ -119,13 +157,14 @@ def take_exactly(queue: ByteQueue, count: int) -> Generator[None, None, bytes]:
 
 
 def walk_pack(
-    queue: ByteQueue, limits: Limits = DEFAULT_LIMITS, whole_bytes: int = -1
+    queue: ByteQueue, limits: Limits = DEFAULT_LIMITS, whole_bytes: int = -1, *, runs: bool = False
 ) -> Generator[PackEvent | None, None, None]:
     """Parse one pack out of a queue; yields ``None`` when it needs more bytes.
 
     Offsets are counted from where the pack starts in the queue, so that a pack inside a wire mpack parses the
     same way. Objects of up to ``whole_bytes`` that are in the queue whole are given by one :class:`PackObject` each,
-    three times as fast; others by their beginning, pieces and end.
+    three times as fast; others by their beginning, pieces and end. With ``runs`` as many of the small ones as there are
+    come in one :class:`PackRun`: then the caller, who hashes them, has to hold their ids against what stands there.
     """
     origin = queue.taken
     digest = hashlib.sha256()
@@ -138,7 +177,17 @@ def walk_pack(
     (count,) = _U64.unpack_from(header, 5)
     if count > limits.objects_per_push:
         raise Refusal(Code.TOO_LARGE, f"a pack of {count} objects, the limit is {limits.objects_per_push}")
-    for _ in range(count):
+    most = min(whole_bytes, limits.object_bytes)
+    to_come = count
+    while to_come:
+        if runs and (contents := queue.records_at_front(to_come, most)):
+            offset = queue.taken - origin
+            data = queue.take(sum(contents[-1]))
+            digest.update(data)
+            to_come -= len(contents)
+            yield PackRun(offset, data, contents)
+            continue
+        to_come -= 1
         there = len(queue) - RECORD_HEADER_BYTES
         if there >= 0 and (size := queue.number_at(ID_TEXT_BYTES)) <= min(there, whole_bytes):
             offset = queue.taken - origin + RECORD_HEADER_BYTES
@@ -165,7 +214,8 @@ def walk_pack(
     footer = yield from take_exactly(queue, FOOTER_BYTES)
     if footer != digest.digest():
         raise malformed("a pack's footer does not match its bytes")
-    yield PackEnd(count)
+    digest.update(footer)
+    yield PackEnd(count, digest.digest())
 
 
 class PackReader:

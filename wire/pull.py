@@ -189,7 +189,8 @@ class PullParser:
         count = yield from self._container(what, fixed=0x80, wide=0xDE)
         if count is None:
             return None
-        unpack, size = self._unpacker.unpack, 0
+        unpack, size, path_most = self._unpacker.unpack, 0, self.limits.path_bytes
+        text_most = self.limits.manifest_text_bytes
         large = PathMap() if count > LARGE_MAP_ENTRIES else None
         result: dict[str, object] = {}
         before = self.weight
@@ -210,9 +211,9 @@ class PullParser:
                 raise malformed(f"a path in {what} is not text")
             if not isinstance(oid, str) or len(oid) > SHORT_TEXT_CHARS:
                 raise malformed(f"an object id in {what} is not an id")
-            size += self._path_size(path)
-            if size > self.limits.manifest_text_bytes:
-                raise Refusal(Code.TOO_LARGE, f"{what} has more than {self.limits.manifest_text_bytes} bytes of paths")
+            size += length if (length := len(path)) <= path_most else self._path_size(path)
+            if size > text_most:
+                raise Refusal(Code.TOO_LARGE, f"{what} has more than {text_most} bytes of paths")
             if large is not None:
                 large.add(path, oid)
             else:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from wire.canonical import canonical_bytes, check_plain_value
 from wire.errors import Code, Refusal, malformed
-from wire.ids import Kind, Scheme, format_id, hash_bytes, parse_id
+from wire.ids import Kind, Scheme, format_id, hash_bytes, parse_id, parse_ids
 from wire.limits import DEFAULT_LIMITS, Limits
 from wire.path_map import BlobMap, PathMap
 
@@ -23,7 +23,7 @@ _DELTA_MEMBERS = ("delta_upsert", "delta_add", "delta_remove")
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A commit whose id has been recomputed; ids are digests."""
+    """A commit whose id has been recomputed, unless it was to be taken as it is; ids are digests."""
 
     commit_id: bytes
     parents: tuple[bytes, ...]
@@ -66,8 +66,8 @@ class Tag:
     raw: Record
 
 
-def parse_commit(record: object, scheme: Scheme, limits: Limits = DEFAULT_LIMITS) -> Commit:
-    """Read a commit record and recompute its id.
+def parse_commit(record: object, scheme: Scheme, limits: Limits = DEFAULT_LIMITS, *, recompute: bool = True) -> Commit:
+    """Read a commit record and recompute its id, unless it may be any (the setting ``verify`` of a repository).
 
     Raises:
         Refusal: ``malformed`` for a wrong shape, ``bad_record_id`` when the id is not that of the fields.
@@ -79,7 +79,7 @@ def parse_commit(record: object, scheme: Scheme, limits: Limits = DEFAULT_LIMITS
     )
     snapshot_id = parse_id(raw.get("snapshot_id"), scheme, "snapshot_id")
     text = commit_text(raw, parents, snapshot_id, scheme)
-    if hash_bytes(Kind.COMMIT, text, scheme) != commit_id:
+    if recompute and hash_bytes(Kind.COMMIT, text, scheme) != commit_id:
         raise Refusal(
             Code.BAD_RECORD_ID,
             f"commit {format_id(commit_id, scheme)} does not hash to its id",
@@ -210,12 +210,12 @@ def _oids(value: object, what: str, scheme: Scheme, limits: Limits) -> Mapping[s
         raise Refusal(Code.TOO_LARGE, f"{what} has {len(value)} entries, the limit is {limits.manifest_entries}")
     if isinstance(value, PathMap):
         return BlobMap(value, scheme)
-    result: dict[str, bytes] = {}
-    for path, oid in value.items():
-        if not isinstance(path, str):
-            raise malformed(f"a path in {what} is not text")
-        result[path] = parse_id(oid, scheme, "object id")
-    return result
+    if set(map(type, value)) - {str}:
+        raise malformed(f"a path in {what} is not text")
+    digests = parse_ids(list(value.values()), scheme)
+    if digests is None:  # one by one, to say which is none
+        digests = [parse_id(oid, scheme, "object id") for oid in value.values()]
+    return dict(zip(value, digests, strict=True))
 
 
 def _paths(value: object, what: str, limits: Limits) -> tuple[str, ...]:

@@ -6,9 +6,6 @@ import base64
 import binascii
 import hashlib
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
 from wire.errors import Code, Refusal
 from wire.ids import Scheme, format_id
 from wire.records import Commit
@@ -50,6 +47,9 @@ def check_signature(commit: Commit, scheme: Scheme) -> None:
         value = commit.raw.get(name)
         if value is not None and (not isinstance(value, str) or "\0" in value):
             raise _bad(shown, f"its {name} is not text without NUL")
+    from cryptography.exceptions import InvalidSignature  # most commits are not signed, and it is slow to begin
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
     key = Ed25519PublicKey.from_public_bytes(key_bytes)
     for text in (shown, commit.commit_id.hex()):
         try:

@@ -30,6 +30,8 @@ KEEP_S = 14 * 86_400.0
 """How long what no branch leads to any more is kept, so that a branch can be put back."""
 REPOSITORIES_AT_ONCE = 100
 HOLDINGS_AT_ONCE = 1_000
+LINES_AT_ONCE = 5_000
+"""Rows of what was found out about repositories that are gone."""
 ROUNDS_MOST = 3
 """Of a run that waits: rows go in the first, packs without any in the second."""
 _WAIT_MORE_S = 1.0
@@ -84,6 +86,9 @@ async def collect(
         return report
     with phase("holdings"):
         while await index.forget_held(environment.now(), HOLDINGS_AT_ONCE):
+            pass
+    with phase("insights"):
+        while await index.forget_deleted_lines(LINES_AT_ONCE):
             pass
     with phase("orphans"):
         await say("orphans", 0)

@@ -1,48 +1,49 @@
 """Assembling the answer to a fetch: one mpack, written as a stream to a local file, stored under its hash.
 
-Every blob is hashed as it is copied: a flipped bit in the store becomes an error that names the object, never part of
-an answer (fault F3). A blob whose place is unknown is an error as well, never left out (regression R8).
+Every blob is hashed as it is copied: a flipped bit in the store is mended from another copy or becomes an error that
+names the object, never part of an answer (fault F3). A blob that is nowhere is an error as well, never left out
+(regression R8). A pack that was made before is proved before its name is given.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from array import array
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import structlog
 import trio
 
 from actors.actor import Actor
-from actors.fetch.contents import BlobList, ContentWriter
+from actors.fetch.contents import ContentWriter
 from actors.fetch.making import FetchAnswer, FetchMakers
+from actors.fetch.mending import until_whole
+from actors.fetch.places import Places, located
 from actors.fetch.plan import FetchPlan, plan_fetch, require_reachable
-from actors.fetch.prepared import prepared_pack, remember
+from actors.fetch.prepared import is_stored, prepared_pack, remember
+from actors.fetch.proofs import ChunkDigests, Proofs
+from actors.fetch.reading import large_blob, small_blobs
+from actors.fetch.unreachable import Unreachable
 from actors.leases import leased
 from actors.spool import Spool, SpoolDirectory
-from storage.contents import read_contents
 from storage.environment import Environment
 from storage.errors import ObjectDamaged, ObjectMissing
 from storage.index import Index
-from storage.layout import Place, fetch_pack_key
-from storage.object_store import ObjectStore
+from storage.layout import Place, fetch_pack_key, verifier
+from storage.object_store import ObjectStore, ReadRange
 from storage.rows import Repository
 from storage.slots import Slots
-from wire.ids import Kind, Scheme, hash_bytes, hasher_for
+from wire.ids import Scheme
 from wire.limits import Limits
 from wire.mpack import MPackWriter, Section, record_section_head
 from wire.pack import PackWriter, pack_size
 
+log = structlog.get_logger("fetch")
+
 FETCHES_AT_ONCE = 8
-_LOOKUP_BATCH = 2_000
-_READ_OBJECTS = 512
-_READ_BYTES = 4 * 1024 * 1024
-_STREAMED_FROM_BYTES = 4 * 1024 * 1024
-_LOOSE, _PENDING = -1, -2
-"""In place of a pack's number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,12 @@ class FetchServices:
     limits: Limits
     slots: Slots
     makers: FetchMakers = field(default_factory=FetchMakers)
+    proofs: Proofs = field(default_factory=Proofs)
+    unreachable: Unreachable = field(default_factory=Unreachable)
+
+    def statistics(self) -> dict[str, float]:
+        """Count answers being made, and large contents whose pieces are known to be right."""
+        return {"making": len(self.makers), "proved": len(self.proofs)}
 
 
 async def fetch(
@@ -70,23 +77,22 @@ async def fetch(
     """
     if repository.scheme is not None:
         await require_reachable(services.index, repository, repository.scheme, want)
-    if not have and depth is None and repository.scheme is not None:
-        made = await prepared_pack(services.index, services.store, services.environment, repository.number, want)
-        if made is not None:
-            return FetchAnswer(made.mpack_id, made.commits, made.objects, made.size)
     key = (repository.number, tuple(sorted(want)), tuple(sorted(have)), depth)
-    known = services.makers.made(key)
-    if known is not None and await _is_there(services.store, known):
+    known = await _known(services, repository, want, whole=not have and depth is None)
+    if known is None:
+        known = services.makers.made(key)
+    if known is not None and services.proofs.known(known.where) and await is_stored(services.store, known):
         return known
     return await services.makers.answer(key, lambda: _made(services, repository, want, have, depth), start, patience_s)
 
 
-async def _is_there(store: ObjectStore, answer: FetchAnswer) -> bool:
-    assert answer.mpack_id is not None
-    try:
-        return await store.size(fetch_pack_key(answer.mpack_id)) == answer.size_bytes
-    except ObjectMissing:
-        return False
+async def _known(
+    services: FetchServices, repository: Repository, want: Sequence[bytes], *, whole: bool
+) -> FetchAnswer | None:
+    """Find a full clone that was made ahead, if that is what is asked for."""
+    if not whole or repository.scheme is None:
+        return None
+    return await prepared_pack(services.index, services.store, services.environment, repository.number, want)
 
 
 async def _made(
@@ -96,6 +102,9 @@ async def _made(
         services.slots.hold(1),  # the plan of a long history is no small thing either
         leased(services.index, services.environment, repository.number),
     ):
+        known = await _known(services, repository, want, whole=not have and depth is None)
+        if known is not None and await _is_proved(services, known):
+            return known
         plan = await plan_fetch(services.index, repository, want, have, depth)
         if not plan.commits:
             return FetchAnswer(None, 0, 0, 0)
@@ -103,6 +112,25 @@ async def _made(
         if not have and depth is None:
             await remember(services.index, services.environment, repository.number, want, answer)
         return answer
+
+
+async def _is_proved(services: FetchServices, answer: FetchAnswer) -> bool:
+    """Read a pack that somebody else has made, or this daemon long ago; what is not right is taken away."""
+    where = answer.where
+    assert where is not None
+    try:
+        await services.proofs.prove(services.store, where, verifier(where.key, where.size))
+    except (ObjectDamaged, ObjectMissing):
+        await drop_pack(services, where)
+        return False
+    return True
+
+
+async def drop_pack(services: FetchServices, where: ReadRange) -> None:
+    """Take a damaged pack away, so that it is made anew: it is a cache entry, never the truth."""
+    log.warning("a damaged fetch pack is taken away", key=where.key)
+    services.proofs.forget(where)
+    await services.store.delete([where.key])
 
 
 async def assemble(services: FetchServices, repository: Repository, plan: FetchPlan) -> FetchAnswer:
@@ -115,61 +143,35 @@ async def assemble(services: FetchServices, repository: Repository, plan: FetchP
     assert scheme is not None
     name = f"fetch-{services.environment.uuid().hex}"
     async with SpoolDirectory(services.spool_dir, name) as spools:
-        snapshots, commits = spools.new(), spools.new()
-        contents = ContentWriter(services.index, repository.number, scheme, plan, services.limits)
-        await contents.run_into(snapshots, commits)
-        places = await located(services.index, repository.number, scheme, contents.blobs)
-        snapshot_head, commit_head = record_section_head(contents.snapshots), record_section_head(len(plan.commits))
-        writer = MPackWriter([
-            (Section.OBJECTS, pack_size(places.sizes)),
-            (Section.SNAPSHOTS, len(snapshot_head) + snapshots.size),
-            (Section.COMMITS, len(commit_head) + commits.size),
-        ])  # fmt: skip
-        path = await trio.to_thread.run_sync(spools.new_path)
-        file = await trio.to_thread.run_sync(lambda: path.open("wb"))
-        with file:
-            output = _Output(file, writer)
-            await _write_objects(services, scheme, places, output)
-            for head, spool in ((snapshot_head, snapshots), (commit_head, commits)):
-                await trio.to_thread.run_sync(output.section_pieces, [head], spool)
-            mpack_id = await trio.to_thread.run_sync(output.close)
-        await services.store.put_file(fetch_pack_key(mpack_id), path)
-    return FetchAnswer(mpack_id, len(plan.commits), len(places), output.size, plan.shallow)
+        number = repository.number
+        return await until_whole(services, scheme, lambda: _written(services, number, scheme, plan, spools))
 
 
-class _Places:
-    """Where many blobs are, in little memory, in sending order."""
-
-    def __init__(self) -> None:
-        self.ids = bytearray()
-        self.sizes = array("Q")
-        self._offsets = array("Q")
-        self._packs = array("l")
-        self._pack_ids: list[bytes] = []
-        self._numbers: dict[bytes, int] = {}
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    def add(self, place: Place) -> None:
-        """Append one."""
-        self.ids += place.object_id
-        self.sizes.append(place.size)
-        self._offsets.append(place.offset)
-        if place.pack_id is None:
-            self._packs.append(_PENDING if place.pending else _LOOSE)
-            return
-        number = self._numbers.setdefault(place.pack_id, len(self._pack_ids))
-        if number == len(self._pack_ids):
-            self._pack_ids.append(place.pack_id)
-        self._packs.append(number)
-
-    def __iter__(self) -> Iterator[Place]:
-        for at in range(len(self.sizes)):
-            pack = self._packs[at]
-            object_id = bytes(self.ids[at * 32 : at * 32 + 32])
-            pack_id = None if pack < 0 else self._pack_ids[pack]
-            yield Place(object_id, self.sizes[at], pack_id, self._offsets[at], pack == _PENDING)
+async def _written(
+    services: FetchServices, repo: int, scheme: Scheme, plan: FetchPlan, spools: SpoolDirectory
+) -> FetchAnswer:
+    snapshots, commits = spools.new(), spools.new()
+    contents = ContentWriter(services.index, repo, scheme, plan, services.limits)
+    await contents.run_into(snapshots, commits)
+    places = await located(services, repo, scheme, contents.blobs)
+    snapshot_head, commit_head = record_section_head(contents.snapshots), record_section_head(len(plan.commits))
+    writer = MPackWriter([
+        (Section.OBJECTS, pack_size(places.sizes)),
+        (Section.SNAPSHOTS, len(snapshot_head) + snapshots.size),
+        (Section.COMMITS, len(commit_head) + commits.size),
+    ])  # fmt: skip
+    path = await trio.to_thread.run_sync(spools.new_path)
+    file = await trio.to_thread.run_sync(lambda: path.open("wb"))
+    with file:
+        output = _Output(file, writer)
+        await _write_objects(services, scheme, places, output)
+        for head, spool in ((snapshot_head, snapshots), (commit_head, commits)):
+            await trio.to_thread.run_sync(output.section_pieces, [head], spool)
+        mpack_id = await trio.to_thread.run_sync(output.close)
+    answer = FetchAnswer(mpack_id, len(plan.commits), len(places), output.size, plan.shallow)
+    await services.store.put_file(fetch_pack_key(mpack_id), path)
+    services.proofs.note(ReadRange(fetch_pack_key(mpack_id), 0, output.size), output.digests.finish())
+    return answer
 
 
 class _Output:
@@ -178,7 +180,7 @@ class _Output:
     def __init__(self, file: BinaryIO, writer: MPackWriter) -> None:
         self._file = file
         self._writer = writer
-        self._whole = hashlib.sha256()
+        self.digests = ChunkDigests()
         self.size = 0
         self._emit(writer.begin())
 
@@ -197,71 +199,38 @@ class _Output:
         """Write the footer and give the mpack id; blocking."""
         self._emit(self._writer.finish())
         self._file.flush()
-        return self._whole.digest()
+        return self._writer.digest()
 
     def _emit(self, data: bytes) -> None:
         self._file.write(data)
-        self._whole.update(data)
+        self.digests.update(data)
         self.size += len(data)
 
 
-async def located(index: Index, repo: int, scheme: Scheme, blobs: BlobList) -> _Places:
-    """Find where all blobs of an answer are; one that is nowhere raises ``ObjectDamaged``, and is named."""
-    places = _Places()
-    for part in blobs.parts(_LOOKUP_BATCH):
-        found = await index.held_places(repo, scheme, part)
-        for blob_id in part:
-            place = found.get(blob_id)
-            if place is None:
-                raise ObjectDamaged(f"the index does not know where object {blob_id.hex()} of this repository is")
-            places.add(place)
-    return places
-
-
-async def _write_objects(services: FetchServices, scheme: Scheme, places: _Places, output: _Output) -> None:
+async def _write_objects(services: FetchServices, scheme: Scheme, places: Places, output: _Output) -> None:
     pack = PackWriter(len(places), keep_entries=False)
     await trio.to_thread.run_sync(output.section, pack.begin())
-    batch: list[Place] = []
-    size = 0
-    for place in places:
-        if place.size >= _STREAMED_FROM_BYTES:
-            await _copy_batch(services, scheme, batch, pack, output)
-            batch, size = [], 0
-            await _copy_streamed(services.store, scheme, place, pack, output)
-            continue
-        batch.append(place)
-        size += place.size
-        if len(batch) >= _READ_OBJECTS or size >= _READ_BYTES:
-            await _copy_batch(services, scheme, batch, pack, output)
-            batch, size = [], 0
-    await _copy_batch(services, scheme, batch, pack, output)
+
+    def write(batch: list[tuple[Place, bytes]]) -> None:
+        for place, content in batch:
+            output.section(pack.head(place.object_id, place.size) + pack.content(content))
+
+    async with aclosing(small_blobs(services, scheme, places)) as batches:
+        async for batch in batches:
+            if isinstance(batch, Place):
+                await _write_large(services, scheme, batch, pack, output)
+            else:
+                await trio.to_thread.run_sync(write, batch)
     await trio.to_thread.run_sync(output.section, pack.finish())
 
 
-async def _copy_batch(
-    services: FetchServices, scheme: Scheme, batch: list[Place], pack: PackWriter, output: _Output
+async def _write_large(
+    services: FetchServices, scheme: Scheme, place: Place, pack: PackWriter, output: _Output
 ) -> None:
-    if not batch:
-        return
-    contents = await read_contents(services.index, services.store, scheme, batch)
+    def write(piece: bytes) -> None:
+        output.section(pack.content(piece))
 
-    def write() -> None:
-        for place, content in zip(batch, contents, strict=True):
-            if len(content) != place.size or hash_bytes(Kind.BLOB, content, scheme) != place.object_id:
-                raise ObjectDamaged(f"object {place.object_id.hex()} does not hash to its id")
-            output.section(pack.head(place.object_id, place.size) + pack.content(content))
-
-    await trio.to_thread.run_sync(write)
-
-
-async def _copy_streamed(store: ObjectStore, scheme: Scheme, place: Place, pack: PackWriter, output: _Output) -> None:
-    hasher = hasher_for(Kind.BLOB, place.size, scheme)
-    left = place.size
     await trio.to_thread.run_sync(output.section, pack.head(place.object_id, place.size))
-    async with store.stream(place.key(scheme), place.offset, place.size) as pieces:
+    async with aclosing(large_blob(services, scheme, place)) as pieces:
         async for piece in pieces:
-            hasher.update(piece)
-            left -= len(piece)
-            await trio.to_thread.run_sync(output.section, pack.content(piece))
-    if left or hasher.digest() != place.object_id:
-        raise ObjectDamaged(f"object {place.object_id.hex()} does not hash to its id")
+            await trio.to_thread.run_sync(write, piece)

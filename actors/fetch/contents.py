@@ -1,36 +1,40 @@
 """From planned commits to the records and blobs of the answer, batch by batch, over bounded memory.
 
 Each snapshot goes out as changes to one the client has or gets first; the blobs sent are those that such changes
-add and no earlier one did. Blob ids are kept as 32 raw bytes each.
+add and no earlier one did.
 """
 
 from __future__ import annotations
 
 import itertools
-from array import array
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgpack
 import trio
 
+from actors.fetch.blob_list import BlobList
 from actors.fetch.plan import FetchPlan
 from actors.manifests import ManifestCache
 from actors.memory import WORTH_BYTES, give_back
 from actors.spool import Spool
-from storage.errors import ObjectDamaged
-from storage.index import History
-from storage.rows import SnapshotRow
-from storage.snapshots import Changes, Entries, unpack_changes
+from storage.errors import ObjectDamaged, SnapshotDamaged
+from storage.history_rows import SnapshotRow
+from storage.snapshots import Changes, Entries, are_sound, large_changes, unpack_changes
 from wire.canonical import parse_canonical
+from wire.errors import Refusal
 from wire.graph import CommitFacts
-from wire.ids import DIGEST_BYTES, Scheme, format_id
+from wire.ids import Kind, Scheme, format_id, hash_bytes, parse_id
 from wire.limits import Limits
 from wire.manifest import AT_ONCE
 from wire.mpack import record_bytes, record_head
-from wire.records import Snapshot, SnapshotDelta, delta_record, snapshot_record
+from wire.opaque import is_opaque
+from wire.records import Snapshot, SnapshotDelta, commit_text, delta_record, snapshot_record
+
+if TYPE_CHECKING:
+    from storage.index import History
 
 T = TypeVar("T")
 _BATCH = 200
@@ -42,79 +46,13 @@ Sink = Callable[[Mapping[str, object]], Awaitable[None]]
 Read = Callable[[Sequence[bytes]], Awaitable[Mapping[bytes, T]]]
 
 
-class BlobList:
-    """Distinct blob ids in the order they were added, in some 40 bytes each."""
-
-    def __init__(self) -> None:
-        self._ids = bytearray()
-        self._slots = array("I", bytes(4 * 1024))
-        """A hash table of numbers of ids, from 1."""
-        self._excluded = 0
-
-    def __len__(self) -> int:
-        return len(self._ids) // DIGEST_BYTES - self._excluded
-
-    def exclude(self, blob_id: bytes) -> None:
-        """Never add this one: the client has it. Comes before the first :meth:`add`."""
-        assert not len(self)
-        self._excluded += self._put(blob_id)
-
-    def add(self, blob_id: bytes) -> None:
-        """Add an id that is new."""
-        self._put(blob_id)
-
-    def add_all(self, blob_ids: Iterable[bytes]) -> None:
-        """Add those that are new."""
-        for blob_id in blob_ids:
-            self._put(blob_id)
-
-    def exclude_all(self, blob_ids: Iterable[bytes]) -> None:
-        """Exclude many."""
-        for blob_id in blob_ids:
-            self.exclude(blob_id)
-
-    def finish(self) -> None:
-        """Forget what was excluded and seen; nothing is added any more."""
-        del self._ids[: self._excluded * DIGEST_BYTES]
-        self._excluded, self._slots = 0, array("I")
-
-    def parts(self, size: int) -> Iterator[list[bytes]]:
-        """Give the ids in lists of at most ``size``."""
-        for start in range(self._excluded * DIGEST_BYTES, len(self._ids), size * DIGEST_BYTES):
-            part = bytes(self._ids[start : start + size * DIGEST_BYTES])
-            yield [part[at : at + DIGEST_BYTES] for at in range(0, len(part), DIGEST_BYTES)]
-
-    def _put(self, blob_id: bytes) -> bool:
-        slots, ids = self._slots, self._ids
-        mask = len(slots) - 1
-        at = hash(blob_id) & mask
-        while number := slots[at]:
-            if ids[(number - 1) * DIGEST_BYTES : number * DIGEST_BYTES] == blob_id:
-                return False
-            at = (at + 1) & mask
-        ids += blob_id
-        count = len(ids) // DIGEST_BYTES
-        slots[at] = count
-        if count * 3 > len(slots) * 2:
-            self._grow()
-        return True
-
-    def _grow(self) -> None:
-        slots = array("I", bytes(8 * len(self._slots)))
-        mask = len(slots) - 1
-        for number, start in enumerate(range(0, len(self._ids), DIGEST_BYTES), 1):
-            at = hash(bytes(self._ids[start : start + DIGEST_BYTES])) & mask
-            while slots[at]:
-                at = (at + 1) & mask
-            slots[at] = number
-        self._slots = slots
-
-
 @dataclass(frozen=True, slots=True)
 class _CommitOut:
     """A commit on its way out."""
 
+    fact: CommitFacts
     body: bytes
+    scheme: Scheme
 
     @property
     def cost(self) -> int:
@@ -124,7 +62,7 @@ class _CommitOut:
         return ()
 
     def record(self) -> Mapping[str, object]:
-        return parse_canonical(self.body)[1]
+        return commit_record(self.fact, self.body, self.scheme)
 
     def write(self, spool: Spool) -> None:
         spool.add(record_bytes(self.record()))
@@ -163,7 +101,12 @@ class _SnapshotOut:
             spool.add(piece)
 
     def _unpacked(self) -> Changes:
-        return unpack_changes(self.changes) if isinstance(self.changes, bytes) else self.changes
+        if not isinstance(self.changes, bytes):
+            return self.changes
+        try:
+            return unpack_changes(self.changes)
+        except (ValueError, msgpack.UnpackException) as error:
+            raise SnapshotDamaged(self.snapshot_id, f"is damaged: {error}") from error
 
     def _record(self, entries: Mapping[str, bytes]) -> dict[str, object]:
         changes, extras = self._unpacked(), parse_canonical(self.extras)[1] if self.extras else {}
@@ -273,12 +216,13 @@ class ContentWriter:
         def read(ids: Sequence[bytes]) -> Awaitable[Mapping[bytes, bytes]]:
             return self.history.commit_records(self.repository, ids)
 
-        async with aclosing(by_pieces([fact.commit_id for fact in part], read)) as pieces:
+        facts = {fact.commit_id: fact for fact in part}
+        async with aclosing(by_pieces(list(facts), read)) as pieces:
             async for ids, records in pieces:
                 for commit_id in ids:
                     if commit_id not in records:
                         raise ObjectDamaged(f"the index lacks the record of commit {commit_id.hex()}")
-                    await out.add(_CommitOut(records[commit_id]))
+                    await out.add(_CommitOut(facts[commit_id], records[commit_id], self.scheme))
         await out.flush()
 
     async def _write_snapshots(
@@ -302,7 +246,7 @@ class ContentWriter:
                         for snapshot_id in some:
                             row = rows.get(snapshot_id)
                             if row is None:
-                                raise ObjectDamaged(f"the index lacks snapshot {snapshot_id.hex()}")
+                                raise SnapshotDamaged(snapshot_id, "is missing")
                             base_id, changes = await self._as_changes(facts[snapshot_id], row, by_id)
                             more = extras.get(snapshot_id, b"")
                             await out.add(_SnapshotOut(snapshot_id, base_id, changes, more, self.scheme))
@@ -313,14 +257,20 @@ class ContentWriter:
     async def _as_changes(
         self, fact: CommitFacts, row: SnapshotRow, by_id: dict[bytes, CommitFacts]
     ) -> tuple[bytes | None, bytes | Changes]:
-        """Describe a snapshot by one the client has: as stored if that fits, else by a parent's, else whole."""
-        if row.base_id is not None and row.base_id in self._sent:
+        """Describe a snapshot by one the client has: as stored if that fits, else by a parent's, else whole.
+
+        What is stored is what was proved when it came in, as far as its checksum says so; else it is rebuilt.
+        """
+        sound = (
+            await trio.to_thread.run_sync(are_sound, row.delta) if large_changes(row.delta) else are_sound(row.delta)
+        )
+        if sound and row.base_id is not None and row.base_id in self._sent:
             return row.base_id, row.delta
         parents = [known for parent in fact.parents if (known := by_id.get(parent)) is not None]
         sent = [known for known in parents if known.snapshot_id in self._sent]
-        if row.base_id is None and not sent:
+        if sound and row.base_id is None and not sent:
             return None, row.delta
-        target = await self._cache.get(row.snapshot_id)
+        target = await self._cache.get(row.snapshot_id)  # hashed, or as changes that are sound to what was
         if sent:
             base = await self._cache.get(sent[0].snapshot_id)
             few = await trio.to_thread.run_sync(base.few_changes_to, target, max(AT_ONCE, len(target) // 2))
@@ -347,6 +297,31 @@ class _Grouped:
         batch, self._batch, self._cost = self._batch, [], 0
         if batch:
             await self._deliver(batch)
+
+
+def commit_record(fact: CommitFacts, body: bytes, scheme: Scheme) -> Mapping[str, object]:
+    """Read a commit's stored record, which has to be the one its id and its place in the graph were made from.
+
+    In a shallow repository a commit may stand without its parents: then those of the record have to make its id.
+
+    Raises:
+        ObjectDamaged: it is not.
+    """
+    try:
+        record = parse_canonical(body)[1]
+        keys = ("commit_id", "snapshot_id", "parent_commit_id", "parent2_commit_id")
+        theirs = [record[key] for key in keys[2:] if record.get(key) is not None]
+        parents = fact.parents or tuple(parse_id(text, scheme) for text in theirs)
+        ids = (fact.commit_id, fact.snapshot_id, *parents)
+        if any(map(is_opaque, ids)):
+            return record
+        named = [record[key] for key in keys if record.get(key) is not None]
+        text = commit_text(record, parents, fact.snapshot_id, scheme)
+        if named == [format_id(one, scheme) for one in ids] and hash_bytes(Kind.COMMIT, text, scheme) == fact.commit_id:
+            return record
+    except Refusal:
+        pass
+    raise ObjectDamaged(f"commit {fact.commit_id.hex()} in the index does not hash to its id")
 
 
 async def by_pieces(wanted: list[bytes], read: Read[T]) -> AsyncGenerator[tuple[list[bytes], Mapping[bytes, T]], None]:

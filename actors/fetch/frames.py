@@ -12,16 +12,17 @@ from dataclasses import dataclass
 import msgpack
 import trio
 
-from actors.fetch.assemble import FetchServices, located
+from actors.fetch.assemble import FetchServices
 from actors.fetch.contents import ContentWriter
+from actors.fetch.mending import until_whole
+from actors.fetch.places import located
 from actors.fetch.plan import FetchPlan, plan_fetch
-from actors.fetch.reading import large_blob, small_blobs
+from actors.fetch.reading import large_blob, proved_place, small_blobs
 from actors.leases import leased
-from actors.push.plain_body import frame_head
 from actors.spool import Spool, SpoolDirectory
 from storage.layout import Place
 from storage.rows import Repository
-from wire.frames import VERSION
+from wire.frames import VERSION, FrameWriter
 from wire.ids import Scheme, format_id
 
 COMMIT_PACK_BYTES = 200_000
@@ -64,61 +65,77 @@ async def prepared(
             if not plan.commits or scheme is None:
                 made = None
             else:
-                snapshots, commits = spools.new(), spools.new()
-                contents = ContentWriter(services.index, repository.number, scheme, plan, services.limits)
-                await contents.run_into(snapshots, commits)
-                places = await located(services.index, repository.number, scheme, contents.blobs)
-                made = PreparedFetch(repository, scheme, plan, places, len(places), snapshots, commits)
+                made = await until_whole(services, scheme, lambda: _planned(services, repository, scheme, plan, spools))
         yield made
 
 
-async def fetch_frames(services: FetchServices, made: PreparedFetch) -> AsyncGenerator[bytes, None]:
-    """Give the frames of a prepared fetch, in pieces of bounded size."""
-    shallow = [format_id(commit_id, made.scheme) for commit_id in made.plan.shallow]
-    head = {"type": "H", "version": VERSION, "n_objects": made.object_count, "n_commits": len(made.plan.commits)}
-    yield msgpack.packb({**head, "shallow": shallow} if shallow else head)
-    async with aclosing(object_frames(services, made.scheme, made.places)) as frames:
+async def _planned(
+    services: FetchServices, repository: Repository, scheme: Scheme, plan: FetchPlan, spools: SpoolDirectory
+) -> PreparedFetch:
+    snapshots, commits = spools.new(), spools.new()
+    contents = ContentWriter(services.index, repository.number, scheme, plan, services.limits)
+    await contents.run_into(snapshots, commits)
+    places = await located(services, repository.number, scheme, contents.blobs)
+    return PreparedFetch(repository, scheme, plan, places, len(places), snapshots, commits)
+
+
+async def fetch_frames(
+    services: FetchServices, made: PreparedFetch | None, writer: FrameWriter
+) -> AsyncGenerator[bytes, None]:
+    """Give the frames of a prepared fetch, in pieces of bounded size; ``None`` is nothing to send."""
+    commits = len(made.plan.commits) if made is not None else 0
+    counts = {"n_objects": made.object_count if made is not None else 0, "n_commits": commits}
+    shallow = [format_id(commit_id, made.scheme) for commit_id in made.plan.shallow] if made is not None else []
+    head = writer.send("H", {"version": VERSION, **counts, **({"shallow": shallow} if shallow else {})})
+    if made is None:
+        yield head + writer.send("E", counts)
+        return
+    yield head
+    async with aclosing(object_frames(services, made.scheme, made.places, writer)) as frames:
         async for frame in frames:
             yield frame
     for spool, key in ((made.snapshots, None), (made.commits, "commits")):
-        walk = _commit_frames(spool, key)
+        walk = _commit_frames(spool, key, writer)
         while frames_part := await trio.to_thread.run_sync(next, walk, b""):
             yield frames_part
-    yield msgpack.packb({"type": "E", "n_objects": made.object_count, "n_commits": len(made.plan.commits)})
+    yield writer.send("E", counts)
 
 
 async def object_frames(
-    services: FetchServices, scheme: Scheme, places: Iterable[Place]
+    services: FetchServices, scheme: Scheme, places: Iterable[Place], writer: FrameWriter
 ) -> AsyncGenerator[bytes, None]:
     """Give blobs as ``O`` frames, and large ones as ``OC`` chunks.
 
     Raises:
         ObjectDamaged, ObjectMissing: a stored blob is not whole.
     """
-    async with aclosing(small_blobs(services.index, services.store, scheme, places)) as batches:
+    async with aclosing(small_blobs(services, scheme, places)) as batches:
         async for batch in batches:
             if isinstance(batch, Place):
-                async with aclosing(_chunks(services, scheme, batch)) as chunks:
+                async with aclosing(_chunks(services, scheme, batch, writer)) as chunks:
                     async for chunk in chunks:
                         yield chunk
                 continue
             named = [(format_id(place.object_id, scheme), content) for place, content in batch]
             yield b"".join(
-                msgpack.packb({"type": "O", "object_id": object_id, "encoding": "raw", "content": content})
+                writer.send("O", {"object_id": object_id, "encoding": "raw", "content": content})
                 for object_id, content in named
             )
 
 
-async def _chunks(services: FetchServices, scheme: Scheme, place: Place) -> AsyncGenerator[bytes, None]:
+async def _chunks(
+    services: FetchServices, scheme: Scheme, place: Place, writer: FrameWriter
+) -> AsyncGenerator[bytes, None]:
     object_id = format_id(place.object_id, scheme)
     waiting = bytearray()
     seq = 0
 
     def frame(content: bytes, *, last: bool) -> bytes:
         members = {"object_id": object_id, "encoding": "raw", "seq": seq, "last": last, "content": content}
-        return bytes(msgpack.packb({"type": "OC", **members}))
+        return writer.send("OC", members)
 
-    async with aclosing(large_blob(services.store, scheme, place)) as pieces:
+    place = await proved_place(services, scheme, place)  # frames that have left cannot be taken back
+    async with aclosing(large_blob(services, scheme, place)) as pieces:
         async for piece in pieces:
             waiting += piece
             while len(waiting) > CHUNK_BYTES:
@@ -128,7 +145,7 @@ async def _chunks(services: FetchServices, scheme: Scheme, place: Place) -> Asyn
     yield frame(bytes(waiting), last=True)
 
 
-def _commit_frames(spool: Spool, key: str | None) -> Iterator[bytes]:
+def _commit_frames(spool: Spool, key: str | None, writer: FrameWriter) -> Iterator[bytes]:
     """Give the records of a spool as ``C`` frames, in order; blocking. Without a key each is told apart by its members.
 
     A record too large for a frame of the usual size has one of its own and comes in pieces.
@@ -144,21 +161,21 @@ def _commit_frames(spool: Spool, key: str | None) -> Iterator[bytes]:
                 begin += file.read(min(length - len(begin), len(begin)))
                 own = _kind_of(begin)
             if group and (own != kind or size + length > COMMIT_PACK_BYTES):
-                yield frame_head(kind, len(group)) + b"".join(group)
+                yield writer.send_records({kind: group})
                 group, size = [], 0
             kind = own
             if length <= COMMIT_PACK_BYTES:
                 group.append(begin + file.read(length - len(begin)))
                 size += length
                 continue
-            yield frame_head(kind, 1) + begin
+            yield writer.send_records_head(kind, 1) + begin
             left = length - len(begin)
             while left:
                 piece = file.read(min(left, CHUNK_BYTES))
                 left -= len(piece)
                 yield piece
         if group:
-            yield frame_head(kind, len(group)) + b"".join(group)
+            yield writer.send_records({kind: group})
 
 
 def _kind_of(begin: bytes) -> str | None:

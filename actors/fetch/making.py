@@ -16,6 +16,8 @@ from typing import Any
 import trio
 
 from actors.actor import Actor
+from storage.layout import fetch_pack_key
+from storage.object_store import ReadRange
 from wire.errors import Code, Refusal
 
 KEPT = 256
@@ -35,6 +37,11 @@ class FetchAnswer:
     object_count: int
     size_bytes: int
     shallow: tuple[bytes, ...] = ()
+
+    @property
+    def where(self) -> ReadRange | None:
+        """Where its pack is in the store."""
+        return None if self.mpack_id is None else ReadRange(fetch_pack_key(self.mpack_id), 0, self.size_bytes)
 
 
 Make = Callable[[], Awaitable[FetchAnswer]]

@@ -9,13 +9,16 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from actors.history import range_of
-from storage.index import Index
-from storage.rows import Repository
 from wire.errors import Code, Refusal
 from wire.graph import CommitFacts
 from wire.ids import Scheme, format_id
+
+if TYPE_CHECKING:  # a client reads its own history by this, and has no use for a server's index
+    from storage.index import Index
+    from storage.rows import Repository
 
 _LOOKUP_BATCH = 2_000
 

@@ -34,7 +34,7 @@ async def remember(
 
 async def prepared_pack(
     index: Index, store: ObjectStore, environment: Environment, repo: int, want: Sequence[bytes]
-) -> PrebuiltPack | None:
+) -> FetchAnswer | None:
     """Find the pack of a full clone of some commits; whether they may be had is the caller's to know."""
     if len(want) > WANT_MOST:
         return None
@@ -42,14 +42,21 @@ async def prepared_pack(
     pack = await index.find_prebuilt(repo, want, now)
     if pack is None:
         return None
-    try:
-        size = await store.size(fetch_pack_key(pack.mpack_id))
-    except ObjectMissing:
-        size = None
-    if size != pack.size:
+    answer = FetchAnswer(pack.mpack_id, pack.commits, pack.objects, pack.size)
+    if not await is_stored(store, answer):
         await index.drop_prebuilt(repo, pack)
         return None
     keep = dt.timedelta(seconds=KEEP_S)
     if pack.expires - now < keep / 2:
         await index.extend_prebuilt(repo, pack, now + keep)
-    return pack
+    return answer
+
+
+async def is_stored(store: ObjectStore, answer: FetchAnswer) -> bool:
+    """Tell whether the pack of an answer is in the store, as long as it should be; an empty answer has none."""
+    if answer.mpack_id is None:
+        return False
+    try:
+        return await store.size(fetch_pack_key(answer.mpack_id)) == answer.size_bytes
+    except ObjectMissing:
+        return False

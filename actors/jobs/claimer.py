@@ -4,6 +4,9 @@ The claimer fills the room there is, of each type and in all, and starts each jo
 supervisor: so a job outlives a crash of its claimer, and draining waits for it. It is woken by the index (LISTEN), by a
 job that ends here, and in any case after ``jobs.poll_s``. While the supervisor drains, nothing is claimed.
 
+What was claimed and is not known of here, because the answer was lost or came when the claimer was ending, is given
+back: after ``jobs.poll_s`` at the latest, and at the daemon's end.
+
 The heartbeat beats for all claims of the daemon in one call, thirty times before they would be stale, and as soon as
 something changes in the index: a job that was cancelled is cut at once. A daemon that was paused for long beats first
 thing when it goes on, and learns which of its claims are gone.
@@ -48,6 +51,7 @@ class Claimer(Actor[None]):
         self._runs = runs
         self._worker = worker
         self._observe = observe
+        self._looked_at = trio.current_time()
 
     async def run(self) -> None:
         """Claim for ever."""
@@ -56,6 +60,7 @@ class Claimer(Actor[None]):
                 nursery.start_soon(self._listen)
                 while True:
                     try:
+                        await self._give_back_unheard()
                         await self._claim()
                     except IndexUnavailable as error:
                         log.warning("no jobs claimed", error=str(error))
@@ -79,6 +84,12 @@ class Claimer(Actor[None]):
                 await trio.sleep(EMPTY_PAUSE_S)
             if len(claimed) < most:
                 return
+
+    async def _give_back_unheard(self) -> None:
+        services = self._services
+        if trio.current_time() - self._looked_at >= services.settings.poll_s:
+            await self._runs.give_back_unheard(services.index, self._worker, services.environment)
+            self._looked_at = trio.current_time()
 
     async def _start(self, run: JobRun) -> None:
         try:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 import trio
 
-from storage.errors import ObjectDamaged, ObjectMissing, StoreUnavailable
+from storage.errors import ObjectDamaged, ObjectMissing, ObjectUnreadable
 from storage.layout import verifier
 from storage.object_store import ObjectStore
 from wire.ids import Kind, Scheme, hasher_for
@@ -63,41 +65,34 @@ class StoreReader:
             StoreUnavailable: the store cannot be read at the moment, or nothing in it.
         """
         check = verifier(key, size)
-        try:
-            async with self.store.stream(key) as pieces:
-                async for piece in pieces:
-                    check.update(piece)
-                    await self.pace.take(len(piece))
-        except StoreUnavailable as error:
-            return self._unavailable(error)
-        except ObjectMissing:
-            return self._answered(Condition.MISSING)
-        except ObjectDamaged:
-            return self._answered(Condition.DAMAGED)
-        return self._answered(Condition.SOUND if check.matches() else Condition.DAMAGED)
+        return await self._condition(self.store.stream(key), check.update, check.matches)
 
     async def blob_in(self, key: str, offset: int, size: int, blob_id: bytes, scheme: Scheme) -> Condition:
         """Look at one blob in a pack; raises like :meth:`whole`."""
         hasher = hasher_for(Kind.BLOB, size, scheme)
+        stream = self.store.stream(key, offset, size)
+        return await self._condition(stream, hasher.update, lambda: hasher.digest() == blob_id)
+
+    async def _condition(
+        self, stream: AbstractAsyncContextManager[AsyncIterator[bytes]], update: Callable[[bytes], None],
+        matches: Callable[[], bool],
+    ) -> Condition:  # fmt: skip
         try:
-            async with self.store.stream(key, offset, size) as pieces:
+            async with stream as pieces:
                 async for piece in pieces:
-                    hasher.update(piece)
+                    update(piece)
                     await self.pace.take(len(piece))
-        except StoreUnavailable as error:
-            return self._unavailable(error)
+        except ObjectUnreadable:
+            self._unreadable += 1
+            if self._unreadable > UNREADABLE_MOST:
+                raise
+            return Condition.UNREADABLE
         except ObjectMissing:
             return self._answered(Condition.MISSING)
         except ObjectDamaged:
             return self._answered(Condition.DAMAGED)
-        return self._answered(Condition.SOUND if hasher.digest() == blob_id else Condition.DAMAGED)
+        return self._answered(Condition.SOUND if matches() else Condition.DAMAGED)
 
     def _answered(self, condition: Condition) -> Condition:
         self._unreadable = 0
         return condition
-
-    def _unavailable(self, error: StoreUnavailable) -> Condition:
-        self._unreadable += 1
-        if error.temporary or self._unreadable > UNREADABLE_MOST:
-            raise error
-        return Condition.UNREADABLE

@@ -20,6 +20,7 @@ from wire.errors import Refusal
 from wire.ids import Kind, Scheme, parse_any_id
 from wire.limits import Limits
 from wire.manifest import empty as empty_manifest
+from wire.opaque import is_opaque
 from wire.pack import FOOTER_BYTES, PACK_HEADER_BYTES, RECORD_HEADER_BYTES, pack_header
 from wire.records import Snapshot, parse_commit, parse_snapshot_either
 
@@ -84,6 +85,8 @@ async def _problem(index: Index, record_id: bytes, body: bytes, limits: Limits) 
     try:
         kind, record = await trio.to_thread.run_sync(parse_canonical, body)
         scheme, named = parse_any_id(record.get(f"{kind.value}_id"))
+        if is_opaque(record_id):  # what it came under is no hash: only the pack's covers it
+            return None
         if named != record_id:
             return "the record names another id"
         if kind is Kind.COMMIT:

@@ -14,7 +14,7 @@ import datetime as dt
 import enum
 import json
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -24,6 +24,7 @@ from actors.actor import Actor
 from actors.jobs.handler import ClaimLost, JobObsolete, JobRefused
 from actors.jobs.registry import Registry
 from actors.jobs.runs import JobRun, JobRuns
+from actors.refusals import leaves_of
 from storage.errors import IndexUnavailable
 from storage.job_rows import JobState
 
@@ -98,9 +99,12 @@ class JobRunner(Actor[None]):
         try:
             outcome = Outcome.LOST if ending is None else await self._record(ending)
         except Exception:  # a bug: nobody beats for the job any more, so it is recovered
-            self._runs.remove(self._run)
+            self._runs.leave(self._run)
             raise
-        self._runs.remove(self._run)
+        if outcome is Outcome.UNRECORDED:
+            self._runs.leave(self._run)
+        else:
+            self._runs.remove(self._run)
         self._tell(ending or _Ending(), outcome, waited.total_seconds())
 
     async def _attempt(self) -> _Ending | None:
@@ -169,19 +173,11 @@ def _check_result(result: Mapping[str, object]) -> None:
 
 def _judged(error: Exception) -> _Ending | None:
     """Say what an exception of a handler comes to."""
-    kinds = {type(leaf) for leaf in _leaves(error)}
+    kinds = {type(leaf) for leaf in leaves_of(error)}
     if ClaimLost in kinds:
         return None
     if kinds == {JobObsolete}:
         return _Ending({"obsolete": True})
     if kinds == {JobRefused}:
-        return _Ending(error="; ".join(str(leaf) for leaf in _leaves(error)).replace("\0", "\\0"), for_good=True)
+        return _Ending(error="; ".join(str(leaf) for leaf in leaves_of(error)).replace("\0", "\\0"), for_good=True)
     return _Ending(error="".join(traceback.format_exception(error)).replace("\0", "\\0"))
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error

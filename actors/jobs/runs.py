@@ -44,6 +44,8 @@ class JobRuns:
         self._limits = dict(limits)
         self._at_once = at_once
         self._runs: dict[Claim, JobRun] = {}
+        self._left: set[Claim] = set()
+        """Claims of ended attempts whose end is not recorded: theirs to keep until they are stale."""
         self._on_room: set[Callable[[], None]] = set()
         self._on_news: set[Callable[[], None]] = set()
         self.claimed = 0
@@ -72,6 +74,26 @@ class JobRuns:
         self._runs.pop(run.claim, None)
         for wake in self._on_room:
             wake()
+
+    def leave(self, run: JobRun) -> None:
+        """Hold a claim no more although nothing is recorded: its job is recovered when the claim is stale."""
+        self._left.add(run.claim)
+        self.remove(run)
+
+    async def give_back_unheard(self, index: Index, worker: str, environment: Environment) -> int:
+        """Give back what the index says this daemon has claimed, and nobody here knows of: an answer was lost.
+
+        Not to be called while a claim is on its way. Gives how many held.
+        """
+        known = set(self._runs)  # some of them may end meanwhile
+        claimed = await index.claims_of(worker)
+        self._left &= claimed
+        unheard = sorted(claimed - known - self._left - self._runs.keys(), key=lambda claim: claim.job)
+        if not unheard:
+            return 0
+        count = await index.return_jobs(unheard, environment.now())
+        log.warning("gave back jobs whose claims were not heard of", jobs=[claim.job for claim in unheard])
+        return count
 
     def beats(self) -> dict[Claim, JobProgress | None]:
         """Give all claims, with how far their jobs are."""

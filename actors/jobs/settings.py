@@ -16,7 +16,7 @@ class JobSettings:
 
     at_once: int = 4
     """Jobs of one daemon running at once; each type has a limit of its own beside it."""
-    after_push_s: float = 2.0
+    after_push_s: float = 5.0
     """How long the work behind a push waits: pushes come in groups, and it is done once for all of them."""
     poll_s: float = 5.0
     """How often a daemon looks for jobs when nothing wakes it."""

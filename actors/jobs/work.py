@@ -49,7 +49,9 @@ class JobWork:
         Raises:
             IndexUnavailable: the claims go stale instead.
         """
-        return await self.runs.give_back(self.services.index, self.services.environment)
+        index, environment = self.services.index, self.services.environment
+        known = await self.runs.give_back(index, environment)
+        return known + await self.runs.give_back_unheard(index, self._worker, environment)
 
     def statistics(self) -> dict[str, float]:
         """Give how many jobs run here, and how many were claimed since the daemon began."""

@@ -13,6 +13,7 @@ import structlog
 import trio
 
 from actors.actor import Actor
+from actors.opaque import verdict_as_sent
 from actors.push.context import Attempt, ClientGone, Counts, PushRequest, PushServices, Timings
 from actors.push.finish import Finish
 from actors.push.header import parse_header
@@ -89,6 +90,7 @@ class PushActor(Actor[bytes | None]):
         began = trio.current_time()
         self._say("P", {"stage": "receiving", "done": 0, "total": None, "message": ""})
         kind, members = await self._to_verdict(header)
+        members = await verdict_as_sent(self._services.index, self._request.repository, members)
         await self._last_word(kind, members)
         seconds = trio.current_time() - began
         self._services.observe(observation("stream", members, seconds))
@@ -150,7 +152,7 @@ class PushActor(Actor[bytes | None]):
             end = await self._take_records(event, records)
             await self._check_end(end, counts, records)
             finish = Finish(
-                services, request, attempt, pack, records.commits, records.snapshots.keys(), counts, timings,
+                services, request, records.named, pack, records.commits, records.snapshots.keys(), counts, timings,
                 self._progress, records.tip,
             )  # fmt: skip
             return "R", await finish.run()

@@ -11,6 +11,7 @@ from pathlib import Path
 import trio
 
 from actors.heartbeat import LEASE_S, Heartbeats
+from actors.journal.writing import NoJournal, Settling
 from actors.push.kept import KeptContents, KeptRoom
 from actors.push.observed import Observer, unobserved
 from storage.environment import Environment
@@ -59,6 +60,7 @@ class PushServices:
     followup_delay_s: float = 0.0
     """How long the jobs that follow a push wait for more pushes."""
     kept: KeptRoom = field(default_factory=KeptRoom)
+    journal: Settling = field(default_factory=NoJournal)
 
 
 @dataclass(frozen=True, slots=True)

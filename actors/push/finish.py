@@ -3,12 +3,14 @@
 Steps, and what is left if the process dies after each:
 
 1. everything the commits reference is in this push or in this repository, the graph has no cycle — nothing new;
-2. the record pack is durable in the object store — a pack no row names; collected, or written again by the retry;
+2. the record pack is durable in the object store, and with it what waits in the index for its place there — packs no
+   row names; collected, or written again by the retry;
 3. the commits are rows of the push, 100 per transaction, but for the last batch — rows nobody else sees, found again
    by the retry;
 4. one transaction records what waits for it (of a small push, everything), moves the branch by compare-and-swap, logs
    it, keeps the verdict, counts what the push brought and enqueues the jobs that follow: from here the push is visible
-   and complete, and a repetition gets the same verdict.
+   and complete, and a repetition gets the same verdict;
+5. what was decided is in the store as well, or follows (see ``actors.journal.writing``).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import trio
@@ -24,6 +26,7 @@ import trio
 from actors.branches import Ancestors, judge_move
 from actors.push.context import Attempt, Counts, PushRequest, PushServices, Timings
 from actors.push.followups import followups
+from actors.push.kept_pack import kept_pack
 from actors.push.record_pack import RecordPack
 from actors.push.records import BATCH_BYTES, BATCH_RECORDS, PendingCommit
 from actors.refusals import quota_refusal
@@ -72,9 +75,9 @@ class Finish:
         many = len(self.commits) > _ORDERED_IN_LOOP
         facts = await trio.to_thread.run_sync(_ordered, *arguments) if many else _ordered(*arguments)
         with self.timings.measure("put"):
-            await self.pack.store(self.services.store)
+            record_pack = await self.pack.store(self.services.store, kept_pack(self.attempt.kept.contents()))
         with self.timings.measure("record"):
-            last = await self._record(facts)
+            last = replace(await self._record(facts), record_pack=record_pack)
         with self.timings.measure("move"):
             return await self._move({fact.commit_id: fact for fact in facts}, last)
 
@@ -164,7 +167,7 @@ class Finish:
                 continue
             verdict = partial(self._verdict, self.timings.in_ms())
             delay_s = self.services.followup_delay_s
-            new_jobs = followups(self.packs, pending=self.attempt.kept.given, delay_s=delay_s)
+            new_jobs = followups(ticket.push_id, self.packs, pending=self.attempt.kept.given, delay_s=delay_s)
             result = await index.finish_push(
                 ticket, plan.scheme, rows, BranchMove(plan.branch, old, plan.head, forced), verdict,
                 self.services.environment.now(), self.pack.size, new_jobs,
@@ -172,6 +175,7 @@ class Finish:
             match result.outcome:
                 case Outcome.MOVED:
                     assert result.verdict is not None
+                    await self.services.journal.settle()
                     return result.verdict
                 case Outcome.SUPERSEDED:
                     raise _superseded()

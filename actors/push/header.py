@@ -6,6 +6,7 @@ import uuid
 
 from actors.push.context import PushPlan, PushRequest
 from storage.environment import Environment
+from storage.rows import Verify
 from wire.errors import malformed
 from wire.frames import Header
 from wire.ids import Scheme, parse_any_id, parse_id
@@ -47,6 +48,11 @@ def parse_header(header: Header, request: PushRequest, environment: Environment,
 def require_scheme(request: PushRequest, scheme: Scheme) -> None:
     """Refuse ids of the other scheme than the repository's."""
     fixed = request.repository.scheme
+    if fixed is None and scheme is Scheme.TYPED and request.repository.settings.verify == Verify.PLAIN_LENIENT:
+        raise malformed(
+            "this repository's setting verify is plain-lenient, for ids of the plain scheme, and the push's are typed: "
+            "set it to strict, or use another repository"
+        )
     if fixed is not None and fixed is not scheme:
         raise malformed(
             f"this repository's ids are of the {fixed.value} scheme, the push's are {scheme.value}: "

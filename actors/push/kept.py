@@ -104,6 +104,10 @@ class KeptContents:
         self._small = False
         return kept
 
+    def contents(self) -> Mapping[bytes, bytes]:
+        """Give what has gone into the index, by id."""
+        return self._kept if self.given else {}
+
     def rows(self, most: int, most_bytes: int) -> Iterator[list[StoredBlob]]:
         """Give rows that take the contents into the index, some at a time, when the push is known to be small."""
         part: list[StoredBlob] = []

@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import msgpack
-
 from actors.push.proved_pack import packed_record
 from actors.spool import Spool, SpoolDirectory
 from wire.bundle import BundleEnd
 from wire.errors import Code, Refusal, malformed
-from wire.frames import VERSION, Event, Object, ObjectBegin, ObjectEnd, ObjectPiece, Record
+from wire.frames import VERSION, Event, FrameWriter, Grammar, Object, ObjectBegin, ObjectEnd, ObjectPiece, Record
 from wire.ids import Scheme, parse_id
 from wire.legacy import BUNDLE, PushBodyReader
 from wire.limits import Limits
@@ -44,6 +42,7 @@ class PlainBody:
         self._limits = limits
         self._reader = PushBodyReader(limits)
         self._objects, self._snapshots, self._commits = spools.new(), spools.new(), spools.new()
+        self._object_frames = FrameWriter(Grammar.OBJECTS)
         self._at: dict[str, _CommitAt] = {}
         self._snapshot_sizes: list[int] = []
         self._content: Spool | None = None
@@ -89,11 +88,12 @@ class PlainBody:
         """
         head = {"version": VERSION, "branch": self.branch, "head": self.head, "force": self._force()}
         ordered = self._ordered()
-        yield msgpack.packb({"type": "H", **head})
+        writer = FrameWriter(Grammar.PUSH)
+        yield writer.send("H", head)
         yield from self._objects.pieces()
-        yield from self._snapshot_frames()
-        yield from self._commit_frames(ordered)
-        yield msgpack.packb({"type": "E", "n_objects": self.objects, "n_commits": len(ordered)})
+        yield from self._snapshot_frames(writer)
+        yield from self._commit_frames(ordered, writer)
+        yield writer.send("E", {"n_objects": self.objects, "n_commits": len(ordered)})
 
     @property
     def _whole(self) -> Mapping[str, object]:
@@ -110,8 +110,8 @@ class PlainBody:
             case Object(object_id, encoding, base, content):
                 self._count()
                 _require_whole(base)
-                frame = {"type": "O", "object_id": object_id, "encoding": encoding, "content": content}
-                self._objects.add(msgpack.packb(frame))
+                members = {"object_id": object_id, "encoding": encoding, "content": content}
+                self._objects.add(self._object_frames.send("O", members))
             case ObjectBegin():
                 self._content = Spool(self._spools)
             case ObjectPiece(content):
@@ -146,9 +146,9 @@ class PlainBody:
         assert content is not None
         for seq, offset in enumerate(range(0, content.size, _CHUNK_BYTES)):
             piece = content.read(offset, min(_CHUNK_BYTES, content.size - offset))
-            members = {"object_id": object_id, "encoding": encoding, "seq": seq, "content": piece}
             last = offset + len(piece) == content.size
-            self._objects.add(msgpack.packb({"type": "OC", "last": last, **members}))
+            members = {"object_id": object_id, "encoding": encoding, "seq": seq, "last": last, "content": piece}
+            self._objects.add(self._object_frames.send("OC", members))
         content.discard()
 
     def _commit(self, record: object) -> None:
@@ -185,49 +185,39 @@ class PlainBody:
                 waiting += before
         return list(done.values())
 
-    def _snapshot_frames(self) -> Iterator[bytes]:
+    def _snapshot_frames(self, writer: FrameWriter) -> Iterator[bytes]:
         with self._snapshots.open() as file:
             sizes = iter(self._snapshot_sizes)
             group: list[bytes] = []
             held = 0
             for size in sizes:
                 if group and held + size > _FRAME_BYTES:
-                    yield frame_head("snapshots", len(group)) + b"".join(group)
+                    yield writer.send_records({"snapshots": group})
                     group, held = [], 0
                 if size <= _FRAME_BYTES:
                     group.append(file.read(size))
                     held += size
                     continue
-                yield frame_head("snapshots", 1)
+                yield writer.send_records_head("snapshots", 1)
                 left = size
                 while left:
                     piece = file.read(min(left, PIECE_BYTES))
                     left -= len(piece)
                     yield piece
             if group:
-                yield frame_head("snapshots", len(group)) + b"".join(group)
+                yield writer.send_records({"snapshots": group})
 
-    def _commit_frames(self, ordered: list[_CommitAt]) -> Iterator[bytes]:
+    def _commit_frames(self, ordered: list[_CommitAt], writer: FrameWriter) -> Iterator[bytes]:
         group: list[bytes] = []
         held = 0
         for commit in ordered:
             if group and held + commit.size > _FRAME_BYTES:
-                yield frame_head("commits", len(group)) + b"".join(group)
+                yield writer.send_records({"commits": group})
                 group, held = [], 0
             group.append(self._commits.read(commit.offset, commit.size))
             held += commit.size
         if group:
-            yield frame_head("commits", len(group)) + b"".join(group)
-
-
-def frame_head(key: str, count: int) -> bytes:
-    """Give the beginning of a ``C`` frame with one list of ``count`` records, which follow."""
-    packer = msgpack.Packer(autoreset=False)
-    packer.pack_map_header(2)
-    for text in ("type", "C", key):
-        packer.pack(text)
-    packer.pack_array_header(count)
-    return bytes(packer.bytes())
+            yield writer.send_records({"commits": group})
 
 
 def _require_whole(base: object) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,16 +63,20 @@ class RecordPack:
             return [self._spool.read(p.offset, p.size) for p in positions]
         return await trio.to_thread.run_sync(lambda: [self._spool.read(p.offset, p.size) for p in positions])
 
-    async def store(self, store: ObjectStore) -> bytes | None:
-        """Make the records durable; gives the pack's id, or ``None`` when there are none."""
+    async def store(self, store: ObjectStore, beside: Sequence[tuple[str, bytes]] = ()) -> bytes | None:
+        """Make the records durable, and small contents beside them; gives the pack's id, ``None`` without records."""
         if not self._count:
+            if beside:
+                await store.put_batch(beside)
             return None
         if self._spool.in_memory:
             content = pack_header(self._count) + self._spool.whole()
             content += hashlib.sha256(content).digest()
             pack_id = hashlib.sha256(content).digest()
-            await store.put_batch([(record_pack_key(pack_id), content)])
+            await store.put_batch([(record_pack_key(pack_id), content), *beside])
             return pack_id
+        if beside:
+            await store.put_batch(beside)
         path, pack_id = await trio.to_thread.run_sync(self._write_file)
         await store.put_file(record_pack_key(pack_id), path)
         return pack_id

@@ -11,14 +11,16 @@ import hashlib
 import itertools
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import trio
 
 from actors.manifests import ManifestCache
 from actors.memory import WORTH_BYTES, give_back
+from actors.opaque import takes_opaque
 from actors.push.claims import claim_held
 from actors.push.context import Attempt, Counts, PushRequest, PushServices, Timings
+from actors.push.opaque_records import OpaqueRecords
 from actors.push.record_pack import Position, RecordPack
 from actors.snapshot_builder import AnchorWanted, BuiltSnapshot, SnapshotBuilder
 from storage.errors import ObjectDamaged
@@ -26,7 +28,8 @@ from storage.rows import BranchTip, SnapshotRef
 from wire.canonical import canonical_bytes
 from wire.errors import LISTED_FACTS, Code, Refusal
 from wire.frames import Record
-from wire.ids import Kind, format_id
+from wire.ids import Kind, Scheme, format_id
+from wire.opaque import is_opaque
 from wire.records import (
     Commit,
     Snapshot,
@@ -46,6 +49,7 @@ BATCH_BYTES = 4 * 1024 * 1024
 _RECORD_BYTES = 512
 """What a record costs besides its values."""
 _LOOKUP_BATCH = 2_000
+_TAKES_ANY = "a repository takes the ids of very old tools as they are when its setting verify is plain-lenient"
 _INLINE_BYTES = 32 * 1024
 """Batches up to this size, which the last one of most pushes is, take less time than a thread takes to begin."""
 _INLINE_MANIFEST_BYTES = 128 * 1024
@@ -81,6 +85,14 @@ class _Made:
         self.size += size + _RECORD_BYTES
         return size + canonical_bytes
 
+    def take_beside(self, ref: SnapshotRef, canonical_bytes: int) -> int:
+        """Add a row that says the same as another one; gives the bytes it makes the server write."""
+        size = len(ref.row.delta) + len(ref.extras)
+        self.refs.append(ref)
+        self.ids.add(ref.row.snapshot_id)
+        self.size += size + _RECORD_BYTES
+        return size + canonical_bytes
+
 
 @dataclass(slots=True)
 class RecordStage:
@@ -108,9 +120,13 @@ class RecordStage:
     _written_bytes: int = 0
     _cache: ManifestCache = field(init=False)
     _builder: SnapshotBuilder = field(init=False)
+    _opaque: OpaqueRecords | None = None
+    """In a repository that has ever taken ids which are not hashes."""
 
     def __post_init__(self) -> None:
         self._begin()
+        if takes_opaque(self.request.repository) and self.attempt.plan.scheme is Scheme.PLAIN:
+            self._opaque = OpaqueRecords(self.services.index, self.request, self.attempt, self.services.limits)
 
     def _begin(self) -> None:
         plan, services = self.attempt.plan, self.services
@@ -122,11 +138,14 @@ class RecordStage:
         self.tip = await self.services.index.branch_tip(self.attempt.ticket.repo, self.attempt.plan.branch)
         if self.tip is None:
             return
-        self._builder.last = self.tip.snapshot_id
         try:  # most pushes build on it
             _, chain = await self._cache.load(self.tip.snapshot_id)
+            if is_opaque(self.tip.snapshot_id) and chain[0].base_id is not None:
+                _, chain = await self._cache.load(chain[0].base_id)
         except ObjectDamaged:
+            self._builder.last = self.tip.snapshot_id
             return  # a push that needs it is told
+        self._builder.last = chain[0].snapshot_id
         self._builder.cost.learn(chain)
 
     async def take(self, record: Record) -> None:
@@ -154,6 +173,7 @@ class RecordStage:
     async def close(self) -> None:
         """Verify what is left, the last thing done; what that takes is given back before the finish takes its own."""
         await self.flush()
+        await self._name_as_kept()
         self._begin()
         self.attempt.own_blobs.clear()
         if self._written_bytes > WORTH_BYTES:
@@ -170,7 +190,19 @@ class RecordStage:
         Raises:
             Refusal: ``bad_record_id``, ``missing_objects``, ``unsafe_path``, ``bad_signature``, ``malformed`` …
         """
+        try:
+            await self._add(records)
+        except Refusal as refusal:
+            lenient = self._opaque is not None and self._opaque.lenient
+            if refusal.code is not Code.BAD_RECORD_ID or self.attempt.plan.scheme is not Scheme.PLAIN or lenient:
+                raise
+            detail = f"{refusal.detail}; {_TAKES_ANY}"
+            raise Refusal(refusal.code, detail, **refusal.facts) from None
+
+    async def _add(self, records: list[Record]) -> None:
         with self.timings.measure("verify"):
+            if self._opaque is not None:
+                await self._opaque.learn(records)
             items = self._parse(records) if self._small else await trio.to_thread.run_sync(self._parse, records)
             before = self.attempt.unrecorded.take_snapshots()  # these may build on them
             await self._record(before)
@@ -205,16 +237,22 @@ class RecordStage:
             record = records.pop()
             match record.kind:
                 case "commits":
-                    self._take_commit(parse_commit(record.record, scheme, limits))
+                    recompute = self._opaque is None or not self._opaque.lenient
+                    self._take_commit(parse_commit(record.record, scheme, limits, recompute=recompute))
                 case "snapshots":
-                    items.append(parse_snapshot(record.record, scheme, limits))
+                    self._take_snapshot(parse_snapshot(record.record, scheme, limits), items)
                 case "snapshot_deltas":
-                    items.append(parse_snapshot_delta(record.record, scheme, limits))
+                    self._take_snapshot(parse_snapshot_delta(record.record, scheme, limits), items)
                 case "tags":
                     self._take_tag(parse_tag(record.record, scheme, limits))
                 case kind:
                     raise AssertionError(kind)
         return items
+
+    def _take_snapshot(self, item: Snapshot | SnapshotDelta, items: deque[Snapshot | SnapshotDelta]) -> None:
+        kept = item if self._opaque is None else self._opaque.snapshot(item)
+        if kept is not None:
+            items.append(kept)
 
     def _take_tag(self, tag: Tag) -> None:
         """Keep a tag in the record pack: nothing reads it yet, and nothing that was sent is lost."""
@@ -224,17 +262,47 @@ class RecordStage:
 
     def _take_commit(self, commit: Commit) -> None:
         self._check_signature(commit)
-        if commit.commit_id not in self.commits:
-            position = self.pack.add(commit.commit_id, [commit.canonical])
+        commit_id = commit.commit_id if self._opaque is None else self._opaque.commit(commit.commit_id)
+        if commit_id is not None and commit_id not in self.commits:
+            position = self.pack.add(commit_id, [commit.canonical])
             known = (self.commits.get(parent) for parent in commit.parents)
-            self.commits[commit.commit_id] = PendingCommit(
-                commit.commit_id,
+            self.commits[commit_id] = PendingCommit(
+                commit_id,
                 tuple(
                     parent if one is None else one.commit_id for parent, one in zip(commit.parents, known, strict=True)
                 ),
                 self.snapshots.get(commit.snapshot_id, commit.snapshot_id),
                 position,
             )
+
+    async def _name_as_kept(self) -> None:
+        """Name what commits build on as it is kept, now that all of the push is there."""
+        opaque = self._opaque
+        if opaque is None:
+            return
+        plan = self.attempt.plan
+        await opaque.learn_commits([i for i in (plan.head, plan.expected_head) if i is not None])
+        for commit_id, commit in self.commits.items():
+            parents = tuple(opaque.commits.get(parent, parent) for parent in commit.parents)
+            snapshot_id = opaque.snapshots.get(commit.snapshot_id, commit.snapshot_id)
+            self.commits[commit_id] = replace(commit, parents=parents, snapshot_id=snapshot_id)
+        self.tagged = {opaque.commits.get(commit_id, commit_id) for commit_id in self.tagged}
+        await opaque.require_same([(c.commit_id, c.parents, c.snapshot_id) for c in self.commits.values()])
+
+    @property
+    def named(self) -> Attempt:
+        """The attempt, with where it goes named as that is kept."""
+        plan, opaque = self.attempt.plan, self._opaque
+        if opaque is None:
+            return self.attempt
+        expected = plan.expected_head
+        return replace(
+            self.attempt,
+            plan=replace(
+                plan, head=opaque.commits.get(plan.head, plan.head),
+                expected_head=None if expected is None else opaque.commits.get(expected, expected),
+            ),
+        )  # fmt: skip
 
     def _check_signature(self, commit: Commit) -> None:
         scheme = self.attempt.plan.scheme
@@ -268,21 +336,32 @@ class RecordStage:
         """
         scheme, limits = self.attempt.plan.scheme, self.services.limits
         while items and made.size < BATCH_BYTES:
-            item = items[0]
+            named = items[0]
+            stands_in = is_opaque(named.snapshot_id)
+            if stands_in and (named.snapshot_id in self.snapshots or named.snapshot_id in made.ids):
+                items.popleft()  # the first stays
+                continue
+            item = named if self._opaque is None else self._opaque.on_true_base(named)
             base = self._builder.base_of(item)
             if base is not None and self._cache.at_hand(base) is None:
                 return base
+            if self._opaque is not None and stands_in:
+                item = self._opaque.verified(item, self._builder, self._cache)
+            size = 0
+            built: BuiltSnapshot | None = None
             if item.snapshot_id in self.snapshots or item.snapshot_id in made.ids:
                 self._builder.check(item, self._cache)
-                items.popleft()
-                continue
-            try:
-                built = self._builder.build(item, self._cache, ask=True)
-            except AnchorWanted as anchor:
-                return anchor.snapshot_id
+            else:
+                try:
+                    built = self._builder.build(item, self._cache, ask=True)
+                except AnchorWanted as anchor:
+                    return anchor.snapshot_id
+                position = self.pack.add(item.snapshot_id, built.canonical_pieces(scheme, limits))
+                size = made.take(built, position.size)
             items.popleft()
-            position = self.pack.add(item.snapshot_id, built.canonical_pieces(scheme, limits))
-            size = made.take(built, position.size)
+            if self._opaque is not None and stands_in:
+                ref, record = self._opaque.beside(named, built, self._cache[item.snapshot_id].directories)
+                size += made.take_beside(ref, self.pack.add(named.snapshot_id, [record]).size)
             self._written_bytes += size
             if self._written_bytes > limits.snapshot_push_bytes:
                 raise Refusal(

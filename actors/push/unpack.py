@@ -23,6 +23,7 @@ import structlog
 import trio
 
 from actors.actor import Actor
+from actors.opaque import shown_refusal, verdict_as_sent
 from actors.push.context import (
     OWN_BLOBS,
     Attempt,
@@ -95,13 +96,19 @@ class UnpackActor(Actor[None]):
         """Unpack; the verdict is kept in the index and here."""
         self._services.heartbeats.add(self)
         try:
-            self.verdict = await self._to_verdict()
+            self.verdict = await self._as_sent(await self._to_verdict())
         except BaseException:
             self.verdict = Refusal(Code.INTERNAL, "the server made a mistake; its log has the details")
             raise
         finally:
             self._services.heartbeats.remove(self)
             self.done.set()
+
+    async def _as_sent(self, verdict: Mapping[str, object] | Refusal) -> Mapping[str, object] | Refusal:
+        index, repository = self._services.index, self._request.repository
+        if isinstance(verdict, Refusal):
+            return await shown_refusal(index, repository, verdict)
+        return await verdict_as_sent(index, repository, verdict)
 
     async def _to_verdict(self) -> Mapping[str, object] | Refusal:
         began = trio.current_time()
@@ -172,7 +179,7 @@ class UnpackActor(Actor[None]):
                     await records.build_on_branch()
                     await self._take_records(prover, records)
                 finish = Finish(
-                    services, request, attempt, pack, records.commits, records.snapshots.keys(), counts, timings,
+                    services, request, records.named, pack, records.commits, records.snapshots.keys(), counts, timings,
                     _unseen, records.tip, records.tagged, self._packs(prover, own),
                 )  # fmt: skip
                 verdict = await finish.run()

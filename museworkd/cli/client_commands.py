@@ -60,6 +60,7 @@ def clone_command(
     without its mode. Both are kept in commit metadata.
     """
     from museworkd.client.checkout import checkout
+    from museworkd.client.errors import IntegrityError
     from museworkd.client.fetch import clone, head_branch
     from museworkd.client.progress import meter_for
     from museworkd.client.remote import Remote
@@ -74,7 +75,12 @@ def clone_command(
         files = 0
         if not no_checkout:
             with LocalRepository(target) as repository:
-                files = await checkout(repository, meter)
+                try:
+                    files = await checkout(repository, meter)
+                except OSError as error:
+                    raise IntegrityError(
+                        f"the repository {target} is whole, but its files could not all be written: {error}"
+                    ) from error
         return report, files
 
     report, files = run(inside)

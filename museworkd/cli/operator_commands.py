@@ -22,7 +22,7 @@ from storage.environment import SystemEnvironment
 from storage.index import Index
 from storage.migrate import migrate
 from storage.postgres.embedded import EmbeddedPostgres
-from storage.rows import QUOTA_NONE, OwnerUsage, Right, Token
+from storage.rows import QUOTA_NONE, OwnerUsage, Right, Token, Verify
 from wire.errors import Code, Refusal, malformed
 
 _SCOPES = {right.name.lower(): right for right in Right if right is not Right.NONE}
@@ -76,12 +76,20 @@ def repo_group() -> None:
 @click.option("--domain", default="code", show_default=True)
 @click.option("--relaxed-paths", is_flag=True, help="Take paths that cannot be checked out on every system.")
 @click.option("--require-signed-commits", is_flag=True)
+@click.option(
+    "--verify",
+    type=click.Choice([each.value for each in Verify]),
+    default=Verify.STRICT.value,
+    show_default=True,
+    help="plain-lenient takes the ids of commits and snapshots of very old tools as they are.",
+)
 @config_options
 @click.option("--json", "as_json", is_flag=True)
 @guarded
 def repo_create(
     name: str, public: bool, default_branch: str, domain: str, relaxed_paths: bool, require_signed_commits: bool,
-    config_file: Path | None, data_dir: str | None, database_url: str | None, settings: tuple[str, ...], as_json: bool,
+    verify: str, config_file: Path | None, data_dir: str | None, database_url: str | None, settings: tuple[str, ...],
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Make a repository."""
     owner, slug = repository_name(name)
@@ -89,7 +97,9 @@ def repo_create(
     wanted = {
         "slug": slug, "visibility": "public" if public else "private", "default_branch": default_branch,
         "domain": domain,
-        "settings": {"relaxed_paths": relaxed_paths, "require_signed_commits": require_signed_commits},
+        "settings": {
+            "relaxed_paths": relaxed_paths, "require_signed_commits": require_signed_commits, "verify": verify,
+        },
     }  # fmt: skip
     made = shown(with_index(config, lambda index: create_repository(index, SystemEnvironment(), owner, wanted)))
     emit(made, as_json, lambda: f"made {made['visibility']} repository {owner}/{slug} ({made['repo_id']})")

@@ -37,6 +37,7 @@ def pull_command(
     from museworkd.client.progress import meter_for
     from museworkd.client.pull import pull
     from museworkd.client.repository import LocalRepository
+    from storage.environment import SystemEnvironment
 
     with LocalRepository.find(directory) as repository:
         where = find_remote(repository, remote, token)
@@ -45,8 +46,9 @@ def pull_command(
 
         async def inside() -> PullReport:
             return await pull(
-                repository, where, meter_for(quiet=quiet), name=name, author=who, fast_forward_only=ff_only
-            )
+                repository, where, meter_for(quiet=quiet), name=name, author=who, fast_forward_only=ff_only,
+                environment=SystemEnvironment(),
+            )  # fmt: skip
 
         report: PullReport = run(inside)
     for path in report.conflicts:

@@ -131,10 +131,11 @@ async def _push_one(
 ) -> PushReport:
     from museworkd.client.progress import meter_for
     from museworkd.client.push import push
+    from storage.environment import SystemEnvironment
 
     return await push(
         repository, remote, branch, meter_for(quiet=wanted.quiet), force=wanted.force, lease=wanted.lease,
-        way=wanted.way, dry_run=wanted.dry_run, supposed=supposed,
+        way=wanted.way, dry_run=wanted.dry_run, supposed=supposed, environment=SystemEnvironment(),
     )  # fmt: skip
 
 

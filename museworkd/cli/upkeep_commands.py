@@ -14,6 +14,7 @@ from museworkd.cli.operator_commands import with_index
 from museworkd.cli.output import emit
 from museworkd.cli.server_options import config_options, load_config
 from museworkd.config import Config
+from storage.collection_rows import HANDOVER_S
 from storage.index import Index
 from storage.job_rows import DEPLOYMENT, Job, JobFilter
 from storage.rows import Repository
@@ -44,7 +45,8 @@ def gc_command(
     """Enqueue a collection of what nobody needs: of one repository, or of the deployment.
 
     What is found is deleted once nobody can rely on it any more: by a later collection, or with --until-deleted by
-    this one.
+    this one. What is taken from a repository is held for two hours more, --now or not: pushes may have been told that
+    it need not be sent.
 
     With --wait the exit code is 0 when it is done, 1 when it was cancelled, and 3 when it failed or took too long.
     """
@@ -99,5 +101,8 @@ def _enqueue(
 def _told(job: dict[str, object]) -> str:
     lines = [f"job {job['job']} {job['type']}: {job['state']}"]
     result = job["result"]
-    lines += [f"  {name}: {value}" for name, value in result.items()] if isinstance(result, dict) else []
+    if isinstance(result, dict):
+        lines += [f"  {name}: {value}" for name, value in result.items()]
+        if result.get("released_bytes") and not result.get("dry_run"):
+            lines.append(f"  released bytes are held for {HANDOVER_S / 3600:g} h; a collection after that deletes them")
     return "\n".join(lines)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from io import BufferedRandom
+from io import BufferedRandom, BufferedReader
 from pathlib import Path
 
 from museworkd.client.errors import IntegrityError
@@ -29,6 +30,8 @@ from wire.pack import (
 PACK_BYTES = 256 * 1024 * 1024
 """A new pack is begun above this size."""
 _PIECE_BYTES = 1024 * 1024
+_NOT_IN_KERNEL = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ETXTBSY, errno.EPERM, errno.EBADF}
+"""What ``copy_file_range`` says where the kernel or the file system has none of it."""
 
 
 class PackBuilder:
@@ -87,27 +90,37 @@ def open_anew(path: Path) -> BufferedRandom:
     return path.open("x+b")
 
 
-def copy_pack(directory: Path, source: Path, offset: int, length: int) -> bytes:
-    """Cut a pack out of a file durably, and give its id."""
+def copy_pack(directory: Path, source: Path, offset: int, length: int, pack_id: bytes) -> None:
+    """Cut a pack whose id is known out of a file, durably."""
     path = directory / f".new-{os.getpid()}"
-    whole = hashlib.sha256()
     try:
         with source.open("rb") as file, open_anew(path) as target:
-            file.seek(offset)
-            left = length
-            while left:
-                piece = file.read(min(left, _PIECE_BYTES))
-                if not piece:
-                    raise IntegrityError("the downloaded pack is cut")
-                whole.update(piece)
-                target.write(piece)
-                left -= len(piece)
-            target.flush()
+            _copy(file, target, offset, length)
             os.fsync(target.fileno())
     except BaseException:
         path.unlink(missing_ok=True)
         raise
-    return keep_pack(directory, path, whole.digest())
+    keep_pack(directory, path, pack_id)
+
+
+def _copy(file: BufferedReader, target: BufferedRandom, offset: int, length: int) -> None:
+    """Copy a part of a file to another's beginning: inside the kernel, where it can."""
+    end = offset + length
+    try:
+        while offset < end and (count := os.copy_file_range(file.fileno(), target.fileno(), end - offset, offset)):
+            offset += count
+    except OSError as error:
+        if error.errno not in _NOT_IN_KERNEL:
+            raise
+    target.seek(length - (end - offset))
+    file.seek(offset)
+    while offset < end:
+        piece = file.read(min(end - offset, _PIECE_BYTES))
+        if not piece:
+            raise IntegrityError("the downloaded pack is cut")
+        target.write(piece)
+        offset += len(piece)
+    target.flush()
 
 
 def keep_pack(directory: Path, path: Path, pack_id: bytes) -> bytes:

@@ -7,20 +7,27 @@ is there already is overwritten unless it is what an earlier checkout wrote. Eve
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
+
+import trio
 
 from museworkd.client.errors import ClientError, IntegrityError
 from museworkd.client.progress import Meter
 from museworkd.client.repository import LocalRepository
 from museworkd.client.temporary import temporary_directory
 from museworkd.client.work_tree import WorkTree
+from storage.layout import Place
 from storage.snapshots import build_manifest
 from wire.ids import format_id
 from wire.manifest import Manifest
 from wire.paths import PathPolicy, path_problem
 
 _NAMED_MOST = 10
+_LOOKED_UP = 1000
+"""Blobs whose places are asked for at once."""
+_WHOLE_BYTES = 1024 * 1024
 
 
 async def manifest_of(repository: LocalRepository, snapshot_id: bytes) -> Manifest:
@@ -54,9 +61,13 @@ async def checkout(repository: LocalRepository, meter: Meter) -> int:
     manifest = await manifest_of_commit(repository, head)
     repository.set_checked_out(head)
     with meter.phase("Checking out", len(manifest)) as phase, WorkTree(repository.root) as tree:
-        for path, blob_id in manifest.items():
-            tree.write_file(path, _pieces(repository, path, blob_id))
-            phase.advance()
+        entries = manifest.items()
+        while part := list(itertools.islice(entries, _LOOKED_UP)):
+            places = await repository.index.places(repository.scheme, [blob_id for _, blob_id in part])
+            for path, blob_id in part:
+                tree.write_file(path, _read(repository, path, blob_id, places.get(blob_id)))
+                phase.advance()
+            await trio.lowlevel.checkpoint()
         for directory in manifest.directories:
             tree.enter(tuple(directory.split("/")))
     return len(manifest)
@@ -120,12 +131,16 @@ def _problems(
 
 
 def _pieces(repository: LocalRepository, path: str, blob_id: bytes) -> Iterable[bytes]:
+    return _read(repository, path, blob_id, repository.index.place(blob_id))
+
+
+def _read(repository: LocalRepository, path: str, blob_id: bytes, place: Place | None) -> Iterable[bytes]:
+    """Give a file's content: a small one is proved before any of it is written, a larger one on the way."""
     if path_problem(path, PathPolicy.RELAXED) is not None:
         raise IntegrityError(f"unsafe path {path!a} in a snapshot")
-    place = repository.index.place(blob_id)
     if place is None:
         raise IntegrityError(f"blob {blob_id.hex()} is missing here")
-    return repository.files.pieces(place)
+    return (repository.files.read(place),) if place.size <= _WHOLE_BYTES else repository.files.pieces(place)
 
 
 def _written(directory: Path, pieces: Iterable[bytes]) -> Path:

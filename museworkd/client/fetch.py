@@ -8,7 +8,7 @@ from pathlib import Path
 import trio
 
 from museworkd.client.blob_packs import open_anew, room_in
-from museworkd.client.errors import ClientError, IntegrityError, TransferError
+from museworkd.client.errors import ClientError, IntegrityError, StaleUrlError, TransferError
 from museworkd.client.pack_intake import FetchReport, PackIntake
 from museworkd.client.progress import Meter, Phase
 from museworkd.client.repository import LocalRepository, is_vacant
@@ -20,9 +20,12 @@ from wire.paths import check_branch_name
 
 HAVE_MOST = 500
 """Newest commits offered to the server; it walks on from there."""
-RESUMES = 5
+RESUMES = 8
 RESUME_PAUSE_S = 0.2
-"""After a download that brought nothing, for each in a row."""
+"""After a download that brought nothing, twice as long for each in a row: a server that starts anew takes its time."""
+LONGEST_PAUSE_S = 10.0
+ASKED_AGAIN = 2
+"""Times it is asked for another pack when the one that was made is gone."""
 PREPARING_S = 3_600.0
 """How long a client asks for a pack that the server says it is making."""
 PREPARING_PAUSE_S = 1.0
@@ -36,11 +39,25 @@ async def fetch(
     """Bring everything the remote's branches have and this repository lacks; ``prune`` forgets branches that are gone.
 
     A shallow repository lacks what lies beyond its cut: without ``depth`` all of that is brought, with it so much that
-    each branch has its newest ``depth`` commits.
+    each branch has its newest ``depth`` commits. When the pack has gone before it was here whole — it had expired, or
+    the server was started anew and makes another — everything is asked again.
 
     Raises:
         ClientError: refused. TransferError: the connection was lost. IntegrityError: what came is not whole.
     """
+    for _ in range(ASKED_AGAIN):
+        try:
+            return await _fetch(repository, remote, meter, name, depth, prune=prune)
+        except StaleUrlError as error:
+            with meter.phase("Asking again") as phase:
+                phase.note(str(error))
+                await trio.sleep(RESUME_PAUSE_S)
+    return await _fetch(repository, remote, meter, name, depth, prune=prune)
+
+
+async def _fetch(
+    repository: LocalRepository, remote: Remote, meter: Meter, name: str, depth: int | None, *, prune: bool
+) -> FetchReport:
     sweep(repository)
     report = FetchReport()
     tags: dict[str, bytes] = {}
@@ -148,7 +165,7 @@ async def _download(url: str, path: Path, size: int, phase: Phase) -> None:
     """Download with resumption; nothing is proved yet."""
     free = room_in(path.parent)
     if size > free:
-        raise ClientError(f"the server announced {size} bytes, and {path.parent} has room for {free}")
+        raise IntegrityError(f"the server announced {size} bytes, and {path.parent} has room for {free}")
     failures = furthest = 0
     with open_anew(path) as file:
         while file.tell() < size:
@@ -168,7 +185,12 @@ async def _download(url: str, path: Path, size: int, phase: Phase) -> None:
                 furthest = max(furthest, file.tell())
                 if failures > RESUMES:
                     raise
-                await trio.sleep(RESUME_PAUSE_S * failures)
+                pause = RESUME_PAUSE_S * 2 ** (failures - 1) if failures else 0.0
+                await trio.sleep(min(pause, LONGEST_PAUSE_S))
+            except IntegrityError:
+                raise
+            except ClientError as error:  # this pack is not given any more; another one may be
+                raise StaleUrlError(str(error), error.code) from error
 
 
 def _branch_heads(refs: Mapping[str, object], scheme: Scheme) -> dict[str, bytes]:

@@ -6,7 +6,7 @@ from actors.manifests import ManifestCache
 from actors.snapshot_builder import SnapshotBuilder
 from museworkd.client.limits import CLIENT_LIMITS
 from museworkd.client.local_index import LocalIndex
-from storage.rows import CommitRow, SnapshotRow
+from storage.history_rows import CommitRow, SnapshotRow
 from wire.errors import Code, Refusal
 from wire.ids import Scheme, format_id
 from wire.manifest import Manifest

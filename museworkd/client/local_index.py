@@ -10,6 +10,8 @@ is an :class:`IntegrityError` that tells what to do.
 from __future__ import annotations
 
 import contextlib
+import operator
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,8 +21,8 @@ from typing import Any
 import msgpack
 
 from museworkd.client.errors import ClientError, IntegrityError
+from storage.history_rows import CommitRow, SnapshotRow
 from storage.layout import Place
-from storage.rows import CommitRow, SnapshotRow
 from storage.snapshots import Changes, unpack_changes
 from wire.graph import CommitFacts
 from wire.ids import DIGEST_BYTES, Scheme
@@ -53,14 +55,14 @@ _PRIMARY = 0xFF
 class _Database:
     """A connection that reports a damaged file in our words; rows are read whole, so nothing fails later."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, fresh: bool) -> None:
         self._path = path
         with self._speaking():
             self._connection = sqlite3.connect(path, isolation_level=None)
         try:
             with self._speaking():
-                self._connection.execute("PRAGMA journal_mode = WAL")
-                self._connection.execute("PRAGMA synchronous = FULL")
+                self._connection.execute(f"PRAGMA journal_mode = {'MEMORY' if fresh else 'WAL'}")
+                self._connection.execute(f"PRAGMA synchronous = {'OFF' if fresh else 'FULL'}")
                 self._connection.executescript(_SCHEMA)
         except BaseException:
             self._connection.close()
@@ -69,6 +71,16 @@ class _Database:
     def close(self) -> None:
         with self._speaking():
             self._connection.close()
+
+    def settle(self) -> None:
+        with self._speaking():
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
     def rows(self, query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Run a query and give its rows."""
@@ -108,8 +120,18 @@ class _Database:
 class LocalIndex:
     """See the module; writing happens inside :meth:`transaction`."""
 
-    def __init__(self, path: Path) -> None:
-        self._db = _Database(path)
+    def __init__(self, path: Path, *, fresh: bool = False) -> None:
+        """Open the file, or make it.
+
+        Args:
+            path: where it is.
+            fresh: it counts for nothing before :meth:`settle`, so that until then nothing of it has to be durable.
+        """
+        self._db = _Database(path, fresh=fresh)
+
+    def settle(self) -> None:
+        """Make a fresh file durable; from here on it is as any other."""
+        self._db.settle()
 
     def close(self) -> None:
         """Close the file."""
@@ -138,21 +160,27 @@ class LocalIndex:
         ((number,),) = self._db.rows("SELECT pack FROM packs WHERE name = ?", (pack_id,))
         self._db.change(
             "INSERT OR IGNORE INTO blobs (id, pack, at, size) VALUES (?, ?, ?, ?)",
-            ((blob, number, offset, size) for blob, offset, size in entries),
+            ((blob, number, offset, size) for blob, offset, size in sorted(entries)),
         )
 
     def add_commits(self, rows: Iterable[CommitRow]) -> None:
-        """Add commits, parents first."""
+        """Add commits; as every table, in the order of ids, which is how they lie in it."""
         self._db.change(
             "INSERT OR IGNORE INTO commits VALUES (?, ?, ?, ?, ?)",
-            ((r.commit_id, b"".join(r.parents), r.snapshot_id, r.generation, r.record) for r in rows),
+            (
+                (r.commit_id, b"".join(r.parents), r.snapshot_id, r.generation, r.record)
+                for r in sorted(rows, key=operator.attrgetter("commit_id"))
+            ),
         )
 
     def add_snapshots(self, rows: Iterable[tuple[SnapshotRow, bytes]]) -> None:
-        """Add snapshots with their extras, bases first."""
+        """Add snapshots with their extras."""
         self._db.change(
             "INSERT OR IGNORE INTO snapshots VALUES (?, ?, ?, ?, ?, ?)",
-            ((r.snapshot_id, r.base_id, r.depth, r.delta, r.full, extras) for r, extras in rows),
+            (
+                (r.snapshot_id, r.base_id, r.depth, r.delta, r.full, extras)
+                for r, extras in sorted(rows, key=lambda row: row[0].snapshot_id)
+            ),
         )
 
     def set_shallow(self, ids: Iterable[bytes]) -> None:
@@ -211,6 +239,11 @@ class LocalIndex:
         """Count the blobs said to lie in a pack that is not known."""
         (row,) = self._db.rows("SELECT count(*) FROM blobs WHERE pack NOT IN (SELECT pack FROM packs)")
         return int(row[0])
+
+    @property
+    def has_blobs(self) -> bool:
+        """Whether any blob is here."""
+        return self._db.row("SELECT 1 FROM blobs LIMIT 1") is not None
 
     def has_commit(self, commit_id: bytes) -> bool:
         """Tell whether a commit is here."""

@@ -6,7 +6,6 @@ gives the same result.
 
 from __future__ import annotations
 
-import datetime as dt
 import heapq
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from museworkd.client.errors import ClientError, IntegrityError
 from museworkd.client.ingest import HistoryIntake
 from museworkd.client.limits import CLIENT_LIMITS
 from museworkd.client.repository import LocalRepository
+from storage.environment import Environment
 from wire.errors import Refusal
 from wire.ids import Kind, format_id, hash_bytes
 from wire.manifest import Manifest
@@ -111,8 +111,9 @@ async def merge_commits(repository: LocalRepository, ours: bytes, theirs: bytes)
 
 
 async def write_merge(
-    repository: LocalRepository, ours: bytes, theirs: bytes, merged: Merged, branch: str, message: str, author: str
-) -> bytes:
+    repository: LocalRepository, ours: bytes, theirs: bytes, merged: Merged, branch: str, message: str, author: str,
+    environment: Environment,
+) -> bytes:  # fmt: skip
     """Add the merge commit to the repository; gives its id. No branch is moved."""
     scheme, index = repository.scheme, repository.index
     before = index.facts(ours)
@@ -121,7 +122,7 @@ async def write_merge(
     mine = await manifest_of_commit(repository, ours)
     made = mine.apply(merged.upsert, merged.remove, merged.directories, CLIENT_LIMITS)
     snapshot_id = made.snapshot_id(scheme)
-    now = dt.datetime.now(dt.UTC).isoformat()
+    now = environment.now().isoformat()
     intake = HistoryIntake(index, scheme)
     if not index.has_snapshot(snapshot_id):
         extras = {"created_at": now, "note": "", "schema_version": 1}

@@ -17,17 +17,17 @@ from museworkd.client.ingest import HistoryIntake
 from museworkd.client.limits import CLIENT_LIMITS
 from museworkd.client.progress import Phase
 from museworkd.client.repository import LocalRepository
-from wire.ids import Kind, format_id, hash_bytes, hasher_for, parse_id
+from wire.ids import Kind, Scheme, format_id, hash_bytes, hasher_for, parse_id
 from wire.inflate import inflate, inflate_stream, stated_zstd_size
 from wire.mpack import MPackEnd, MPackReader, MPackRecord, Section, SectionBegin
-from wire.pack import IndexEntry, PackObject, PackObjectBegin, PackObjectEnd, PackPiece
+from wire.pack import PackEnd, PackObjectBegin, PackObjectEnd, PackPiece, PackRun, id_text
 from wire.records import parse_commit, parse_snapshot_either, parse_tag
 
 WHOLE_BYTES = 4 * 1024 * 1024
 """A compressed content is inflated in memory up to this size; a larger one is inflated into its pack."""
 TAG_BYTES = 1024
 _WHOLE_BYTES = 256 * 1024
-"""Objects up to this size are taken from the file in one piece."""
+"""Objects up to this size are taken from the file in one piece, many of them at a time."""
 _READ_BYTES = 1024 * 1024
 _ZSTD_HEAD_BYTES = 18
 
@@ -68,7 +68,10 @@ class PackIntake:
         self._phase = phase
         self._scheme = repository.scheme
         self._history = HistoryIntake(repository.index, repository.scheme)
-        self._entries: list[IndexEntry] = []
+        self._entries: list[tuple[bytes, int, int]] = []
+        """Blob id, offset and size of what came raw."""
+        self._pack_id = b""
+        """Of the pack those are in."""
         self._new: set[bytes] = set()
         self._commits: set[bytes] = set()
         self._section_at: dict[Section, tuple[int, int]] = {}
@@ -87,7 +90,7 @@ class PackIntake:
                 for event in self._events():
                     if isinstance(event, MPackRecord):
                         await self._record(event)
-                self._report.blobs = len(self._new) - len(await index.places(self._scheme, list(self._new)))
+                self._report.blobs = len(self._new) - await self._held_blobs()
                 self._report.commits = len(self._commits) - len(await index.held_commits(0, list(self._commits)))
                 if self._report.blobs:
                     self._keep_blobs()
@@ -104,8 +107,13 @@ class PackIntake:
                 self._inflated.abandon()
         return self._tags
 
+    async def _held_blobs(self) -> int:
+        """Count what came and was here before."""
+        index = self._repository.index
+        return len(await index.places(self._scheme, list(self._new))) if index.has_blobs else 0
+
     def _events(self) -> Iterator[object]:
-        reader = MPackReader(CLIENT_LIMITS, whole_bytes=_WHOLE_BYTES)
+        reader = MPackReader(CLIENT_LIMITS, whole_bytes=_WHOLE_BYTES, runs=True)
         section = Section.OBJECTS
         current: PackObjectBegin | None = None
         hasher = hashlib.sha256()
@@ -113,18 +121,14 @@ class PackIntake:
             while not reader.finished:
                 for event in reader.receive_data(file.read(_READ_BYTES)):
                     match event:
-                        case SectionBegin():
-                            section = event.section
-                            self._section_at[section] = (event.offset, event.length)
-                        case PackObject(object_id, offset, whole) if section is Section.OBJECTS:
-                            self._blob(
-                                PackObjectBegin(object_id, offset, len(whole)),
-                                hash_bytes(Kind.BLOB, whole, self._scheme),
-                            )
-                            self._phase.advance()
-                        case PackObject(object_id, offset, whole):
-                            self._inflate(PackObjectBegin(object_id, offset, len(whole)))
-                            self._phase.advance()
+                        case MPackRecord():
+                            yield event
+                        case PackRun():
+                            if section is Section.OBJECTS_ZSTD:
+                                self._inflate_run(event)
+                            else:
+                                self._blobs(event)
+                            self._phase.advance(len(event.contents))
                         case PackObjectBegin():
                             current = event
                             hasher = hasher_for(Kind.BLOB, event.size, self._scheme)
@@ -138,34 +142,57 @@ class PackIntake:
                             else:
                                 self._blob(current, hasher.digest())
                             self._phase.advance()
+                        case SectionBegin():
+                            section = event.section
+                            self._section_at[section] = (event.offset, event.length)
+                        case PackEnd() if section is Section.OBJECTS:
+                            self._pack_id = event.digest
                         case MPackEnd(digest) if digest != self._expected:
                             raise IntegrityError("the downloaded pack does not hash to its id")
-                        case MPackEnd():
-                            pass
                         case _:
-                            yield event
+                            pass
+
+    def _blobs(self, run: PackRun) -> None:
+        """Prove small raw blobs: the id that stands before each has to be the one its content has."""
+        typed, content_of, data_at = self._scheme is Scheme.TYPED, memoryview(run.data), run.offset
+        sha256, add, new = hashlib.sha256, self._entries.append, self._new.add
+        for at, size in run.contents:
+            hasher = sha256(b"blob %d\0" % size if typed else b"")
+            hasher.update(content_of[at : at + size])
+            blob_id = hasher.digest()
+            if id_text(blob_id) != run.id_text_at(at):
+                raise _wrong_blob(_blob_id(run.id_text_at(at)))
+            add((blob_id, data_at + at, size))
+            new(blob_id)
 
     def _blob(self, blob: PackObjectBegin, digest: bytes) -> None:
         if digest != blob.object_id:
-            raise IntegrityError(f"blob {blob.object_id.hex()} does not hash to its id")
-        self._entries.append(IndexEntry(blob.object_id, blob.offset, blob.size))
+            raise _wrong_blob(blob.object_id)
+        self._entries.append((blob.object_id, blob.offset, blob.size))
         self._new.add(blob.object_id)
 
-    def _inflate(self, blob: PackObjectBegin) -> None:
-        """Inflate one content, which lies whole in the file: small ones in memory, others into their pack."""
+    def _inflate_run(self, run: PackRun) -> None:
+        """Inflate small compressed contents."""
+        for at, size in run.contents:
+            blob = PackObjectBegin(_blob_id(run.id_text_at(at)), run.offset + at, size)
+            self._inflate(blob, run.data[at : at + size])
+
+    def _inflate(self, blob: PackObjectBegin, whole: bytes | None = None) -> None:
+        """Inflate one content, at hand or whole in the file: small ones in memory, others into their pack."""
         if self._inflated is None:
             self._inflated = PackBuilder(self._repository.packs)
-        head = next(self._compressed(blob), b"")
+        head = next(self._compressed(blob), b"") if whole is None else whole
         budget = min(CLIENT_LIMITS.object_bytes, self._room)
         size = stated_zstd_size(head[:_ZSTD_HEAD_BYTES], CLIENT_LIMITS)
         if size is not None and max(size, blob.size) <= WHOLE_BYTES:
-            content = inflate("zstd", b"".join(self._compressed(blob)), min(size, budget), CLIENT_LIMITS)
+            compressed = b"".join(self._compressed(blob)) if whole is None else whole
+            content = inflate("zstd", compressed, min(size, budget), CLIENT_LIMITS)
             size, digest = len(content), hash_bytes(Kind.BLOB, content, self._scheme)
             self._inflated.add(blob.object_id, size, [content])
         else:
             size, digest = self._inflate_to_disk(self._inflated, blob, size, budget)
         if digest != blob.object_id:
-            raise IntegrityError(f"blob {blob.object_id.hex()} does not hash to its id")
+            raise _wrong_blob(blob.object_id)
         self._room -= size
         self._new.add(blob.object_id)
 
@@ -217,10 +244,18 @@ class PackIntake:
         """Cut the raw objects out of the file, and keep what was inflated beside them."""
         index = self._repository.index
         if self._entries:
-            pack_id = copy_pack(self._repository.packs, self._path, *self._section_at[Section.OBJECTS])
-            index.add_pack(pack_id, ((e.object_id, e.offset, e.size) for e in self._entries))
+            copy_pack(self._repository.packs, self._path, *self._section_at[Section.OBJECTS], self._pack_id)
+            index.add_pack(self._pack_id, self._entries)
         if self._inflated is not None:
             entries = self._inflated.entries
             inflated_id = self._inflated.finish()
             if inflated_id is not None:
                 index.add_pack(inflated_id, ((e.object_id, e.offset, e.size) for e in entries))
+
+
+def _blob_id(text: bytes) -> bytes:
+    return parse_id(text.decode("ascii", "replace"), Scheme.TYPED, "a pack's object id")
+
+
+def _wrong_blob(blob_id: bytes) -> IntegrityError:
+    return IntegrityError(f"blob {blob_id.hex()} does not hash to its id")

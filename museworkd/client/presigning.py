@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from museworkd.client.delivery import Delivery
 from museworkd.client.errors import ClientError, IntegrityError
@@ -32,8 +33,20 @@ def batches(places: Iterable[Place], most: int, most_bytes: int) -> Iterator[lis
         yield part
 
 
-async def presign(api: Api, delivery: Delivery, places: Sequence[Place]) -> tuple[dict[bytes, str], set[bytes]]:
-    """Ask for upload URLs; gives them by blob, and the blobs the server has already."""
+@dataclass(frozen=True, slots=True)
+class Presigned:
+    """What a server says of some blobs."""
+
+    urls: dict[bytes, str]
+    """Where to upload what it lacks."""
+    stored: set[bytes]
+    """What it has already."""
+    resumable: bool
+    """Whether an upload can be taken up again where it broke off."""
+
+
+async def presign(api: Api, delivery: Delivery, places: Sequence[Place]) -> Presigned:
+    """Ask which blobs need not be sent, and for upload URLs of the others."""
     scheme = delivery.repository.scheme
     shown = [format_id(place.object_id, scheme) for place in places]
     body = {
@@ -50,7 +63,13 @@ async def presign(api: Api, delivery: Delivery, places: Sequence[Place]) -> tupl
     for place in places:
         if place.object_id not in there and place.object_id not in where:
             raise IntegrityError(f"the server says nothing of object {format_id(place.object_id, scheme)}")
-    return {blob_id: url for blob_id, url in where.items() if blob_id in asked - there}, there
+    lacking = {blob_id: url for blob_id, url in where.items() if blob_id in asked - there}
+    return Presigned(lacking, there, is_resumable(answer))
+
+
+def is_resumable(answer: Mapping[str, object]) -> bool:
+    """Tell whether uploads to the URLs of an answer can be taken up again; a server that says nothing can do it."""
+    return answer.get("resumable") is not False
 
 
 async def stored_of(delivery: Delivery, blobs: Sequence[Place]) -> set[bytes]:
@@ -62,7 +81,7 @@ async def stored_of(delivery: Delivery, blobs: Sequence[Place]) -> set[bytes]:
     async with Api(delivery.remote) as api:
         for part in batches(blobs, PRESIGN_OBJECTS, 1 << 62):
             try:
-                stored |= (await presign(api, delivery, part))[1]
+                stored |= (await presign(api, delivery, part)).stored
             except ClientError as error:
                 if error.code not in _NOT_OFFERED:
                     raise

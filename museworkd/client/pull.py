@@ -16,6 +16,7 @@ from museworkd.client.pack_intake import FetchReport
 from museworkd.client.progress import Meter
 from museworkd.client.remote import Remote
 from museworkd.client.repository import LocalRepository
+from storage.environment import Environment, SystemEnvironment
 from wire.ids import format_id
 
 UP_TO_DATE, AHEAD, FAST_FORWARD, MERGE, CONFLICT = "up to date", "ahead", "fast-forward", "merge", "conflict"
@@ -39,9 +40,11 @@ class PullReport:
 
 async def pull(
     repository: LocalRepository, remote: Remote, meter: Meter, *, name: str = "origin", author: str = "",
-    fast_forward_only: bool = False,
+    fast_forward_only: bool = False, environment: Environment | None = None,
 ) -> PullReport:  # fmt: skip
     """Fetch, and move the current branch to what the remote's branch of its name has, merging where both went on.
+
+    A merge commit has the time of ``environment``, or the system's.
 
     Raises:
         ClientError: the remote has no such branch, local changes are in the way, or the histories have nothing in
@@ -72,7 +75,8 @@ async def pull(
             else:
                 message = f"Merge branch '{branch}' of {remote.url}"
                 report.result = MERGE
-                target = await write_merge(repository, ours, theirs, merged, branch, message, author)
+                world = environment or SystemEnvironment()
+                target = await write_merge(repository, ours, theirs, merged, branch, message, author, world)
     assert target is not None
     if report.result in {FAST_FORWARD, MERGE} or (report.result != CONFLICT and repository.checked_out != target):
         report.files = await switch(repository, target, meter)

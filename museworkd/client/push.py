@@ -23,6 +23,7 @@ from museworkd.client.temporary import sweep, temporary_directory
 from museworkd.client.transport import Api
 from museworkd.client.unfinished import UnfinishedPush
 from museworkd.client.verdicts import find_push, known_verdict
+from storage.environment import Environment, SystemEnvironment
 from wire.errors import Code, Refusal
 from wire.ids import format_id, parse_id
 from wire.limits import DEFAULT_LIMITS
@@ -42,7 +43,7 @@ LONGEST_PAUSE_S = 15.0
 async def push(
     repository: LocalRepository, remote: Remote, branch: str, meter: Meter, *,
     force: bool = False, lease: Lease | None = None, push_id: uuid.UUID | None = None, way: Way = Way.AUTO,
-    dry_run: bool = False, supposed: Mapping[str, bytes] | None = None,
+    dry_run: bool = False, supposed: Mapping[str, bytes] | None = None, environment: Environment | None = None,
 ) -> PushReport:  # fmt: skip
     """Push one branch to the branch of the same name.
 
@@ -57,12 +58,14 @@ async def push(
         way: how the bytes travel.
         dry_run: find out what would be sent, and send nothing.
         supposed: heads of branches that a dry run takes to be on the server already.
+        environment: where a new push has its id from, and the time; the system's by default.
 
     Raises:
         ClientError: refused, here or by the server; ``code`` is the server's stable code.
         TransferError: the connection was lost; sending again is safe.
     """
     scheme = repository.scheme
+    environment = environment or SystemEnvironment()
     head = repository.branches().get(branch)
     if head is None:
         raise ClientError(f"there is no branch {branch!r} here")
@@ -73,7 +76,7 @@ async def push(
     rules: dict[str, object] = {"branch": branch, "head": shown, "force": force}
     if lease is not None:
         rules["expected_head"] = None if lease.expected is None else format_id(lease.expected, scheme)
-    unfinished = UnfinishedPush(repository, remote.url, rules)
+    unfinished = UnfinishedPush(repository, remote.url, rules, environment)
     if remote_heads.get(branch) == head and lease is None:
         if not dry_run:
             unfinished.end()
@@ -99,7 +102,7 @@ async def push(
             if dry_run:
                 return planned
             resumed = None if push_id is not None else await _begun_before(remote, unfinished.find(way.value))
-            push_id = push_id or resumed or uuid.uuid4()
+            push_id = push_id or resumed or environment.uuid()
             unfinished.begin(push_id, way.value)
             header = {**rules, "push_id": str(push_id)}
             delivery = Delivery(repository, remote, outgoing, header, spools, meter)

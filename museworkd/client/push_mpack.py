@@ -14,6 +14,7 @@ from actors.spool import Spool, SpoolDirectory
 from museworkd.client.compression import SAMPLE_BYTES, Compressor
 from museworkd.client.delivery import Delivery
 from museworkd.client.outgoing import framed_records
+from museworkd.client.presigning import is_resumable
 from museworkd.client.progress import Phase
 from museworkd.client.repository import LocalRepository
 from museworkd.client.transport import Api
@@ -67,7 +68,8 @@ class MpackWay:
                 if isinstance(url, str):
                     async with Uploader(MEDIA_TYPE, resuming=True, meter=delivery.meter) as uploader:
                         try:
-                            await uploader.upload(url, FileSource(built.path, built.size), phase)
+                            source = FileSource(built.path, built.size)
+                            await uploader.upload(url, source, phase, resumable=is_resumable(told))
                         finally:
                             delivery.sent_bytes += uploader.sent_bytes
             self.said_everything = True

@@ -30,6 +30,8 @@ CONFIRM_OBJECTS = 1_000
 CONFIRM_BYTES = 256 * 1024 * 1024
 """The server reads and hashes what is confirmed before it answers."""
 _MEDIA_TYPE = "application/octet-stream"
+_Wanted = tuple[Place, str, bool]
+"""A blob, its URL, and whether the upload can be taken up again."""
 
 
 class PresignedWay:
@@ -91,7 +93,7 @@ class _Round:
         self._rejected = []
         by_now = [place for place in places if place.object_id in self._uploaded]
         missing = [place for place in places if place.object_id not in self._uploaded]
-        urls_in, urls = trio.open_memory_channel[tuple[Place, str]](UPLOADS_AT_ONCE)
+        urls_in, urls = trio.open_memory_channel[_Wanted](UPLOADS_AT_ONCE)
         done_in, done = trio.open_memory_channel[Place](UPLOADS_AT_ONCE)
         try:
             async with trio.open_nursery() as nursery:
@@ -107,28 +109,26 @@ class _Round:
             raise _worst(group) from group
         return self._rejected
 
-    async def _presign(self, places: Sequence[Place], urls: trio.MemorySendChannel[tuple[Place, str]]) -> None:
+    async def _presign(self, places: Sequence[Place], urls: trio.MemorySendChannel[_Wanted]) -> None:
         async with urls, Api(self._delivery.remote) as api:
             for part in batches(places, PRESIGN_OBJECTS, PRESIGN_BYTES):
-                where, stored = await presign(api, self._delivery, part)
+                told = await presign(api, self._delivery, part)
                 for place in part:
-                    if place.object_id in stored:
+                    if place.object_id in told.stored:
                         self._phase.advance(place.size)
                 if self._again:
-                    self._delivery.spare(stored)
-                self._count(stored)
+                    self._delivery.spare(told.stored)
+                self._count(told.stored)
                 for place in part:
-                    if place.object_id in where:
-                        await urls.send((place, where[place.object_id]))
+                    if place.object_id in told.urls:
+                        await urls.send((place, told.urls[place.object_id], told.resumable))
 
-    async def _upload(
-        self, urls: trio.MemoryReceiveChannel[tuple[Place, str]], done: trio.MemorySendChannel[Place]
-    ) -> None:
+    async def _upload(self, urls: trio.MemoryReceiveChannel[_Wanted], done: trio.MemorySendChannel[Place]) -> None:
         files = self._delivery.repository.files
         async with urls, done, Uploader(_MEDIA_TYPE, resuming=self._again) as uploader:
             try:
-                async for place, url in urls:
-                    await uploader.upload(url, BlobSource(files, place), self._phase)
+                async for place, url, resumable in urls:
+                    await uploader.upload(url, BlobSource(files, place), self._phase, resumable=resumable)
                     self._uploaded.add(place.object_id)
                     await done.send(place)
             finally:

@@ -67,7 +67,7 @@ class LocalRepository:
         index = self.directory / "index.sqlite"
         if directory == _DIRECTORY and (not index.exists() or index.stat().st_size < SMALLEST_BYTES):
             raise IntegrityError(f"the repository's index {index} is gone: make a fresh clone")
-        self.index = LocalIndex(index)
+        self.index = LocalIndex(index, fresh=directory == _INCOMPLETE)
         self.files = PackFiles(self.packs, self.scheme)
 
     @classmethod
@@ -92,6 +92,7 @@ class LocalRepository:
                 _empty(directory)
                 with cls._filled(root, domain, default_branch) as repository:
                     yield repository
+                    repository.index.settle()
                 directory.rename(root / _DIRECTORY)
                 sync_directory(root)
             except BaseException:

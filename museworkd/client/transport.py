@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Self
@@ -22,6 +23,10 @@ ANSWER_BYTES = 16 * 1024 * 1024
 LONGEST_PAUSE_S = 60.0
 """Longer than that nobody waits because a server says so."""
 
+_PASSING = {408, 429, 500, 502, 503, 504}
+"""Statuses that say nothing of the request itself, when no refusal of the server's comes with them."""
+_STORE_CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,60})</Code>")
+_STORE_PASSING = {"IncompleteBody", "OperationAborted", "RequestTimeout", "SlowDown"}
 _TOKEN_MAY_HELP = {"unauthenticated", "not_found"}
 """To somebody without a token, a private repository does not exist."""
 
@@ -114,8 +119,8 @@ async def answered(connection: Connection) -> ClientError:
     kind, after = connection.content_type, connection.headers.get("retry-after", "")
     status = connection.status
     error = refused(status, kind, await connection.receive_all(ERROR_BODY_BYTES))
-    if status in {429, 502, 503, 504} and not isinstance(error, TransferError):
-        error = TransferError(str(error), error.code) if error.code in {"", str(status)} else error
+    if not isinstance(error, TransferError) and error.code in {"", str(status)} and status in _PASSING:
+        error = TransferError(str(error), error.code)
     if isinstance(error, TransferError):
         error.retry_after_s = _seconds(after)
     return error
@@ -137,7 +142,10 @@ def refused(status: int, content_type: str, body: bytes) -> ClientError:
     try:
         members = decode(content_type, body)
     except IntegrityError:
-        return ClientError(f"the server answered {status}")
+        said = _STORE_CODE.search(body)  # an object store, which has words of its own
+        code = said[1].decode("ascii") if said else ""
+        text = f"the server answered {status}" + (f" ({code})" if code else "")
+        return TransferError(text) if code in _STORE_PASSING else ClientError(text)
     return refusal_error(members, status)
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
 from museworkd.client.blob_packs import open_anew
 from museworkd.client.repository import LocalRepository
+from storage.environment import Environment
 
 KEPT_S = 7 * 86_400
 """What nobody has taken up for so long is forgotten; the server has let go of it before."""
@@ -25,8 +25,11 @@ _DIRECTORY = "unfinished"
 class UnfinishedPush:
     """The record of one push in the local repository."""
 
-    def __init__(self, repository: LocalRepository, url: str, rules: Mapping[str, object]) -> None:
+    def __init__(
+        self, repository: LocalRepository, url: str, rules: Mapping[str, object], environment: Environment
+    ) -> None:
         """Take a push's URL and the members of its header, without its id."""
+        self._environment = environment
         named = json.dumps([url, sorted(rules.items())], ensure_ascii=True)
         self._directory = repository.directory / _DIRECTORY
         self._path = self._directory / hashlib.sha256(named.encode()).hexdigest()
@@ -35,7 +38,7 @@ class UnfinishedPush:
         """Give the id under which this push was begun before by a way; ``None``: it was not, or not lately."""
         try:
             push_id, begun_by = self._path.read_text("ascii").split()
-            return uuid.UUID(push_id) if begun_by == way and _age_s(self._path) <= KEPT_S else None
+            return uuid.UUID(push_id) if begun_by == way and self._age_s(self._path) <= KEPT_S else None
         except (OSError, ValueError):
             return None
 
@@ -43,7 +46,7 @@ class UnfinishedPush:
         """Keep the id; what is too old goes."""
         self._directory.mkdir(exist_ok=True)
         for path in self._directory.iterdir():
-            if _age_s(path) > KEPT_S:
+            if self._age_s(path) > KEPT_S:
                 path.unlink(missing_ok=True)
         fresh = self._path.with_name(f".{push_id}")
         with open_anew(fresh) as file:
@@ -54,9 +57,8 @@ class UnfinishedPush:
         """The server has decided."""
         self._path.unlink(missing_ok=True)
 
-
-def _age_s(path: Path) -> float:
-    try:
-        return time.time() - path.lstat().st_mtime
-    except FileNotFoundError:
-        return 0.0
+    def _age_s(self, path: Path) -> float:
+        try:
+            return self._environment.now().timestamp() - path.lstat().st_mtime
+        except FileNotFoundError:
+            return 0.0

@@ -95,8 +95,14 @@ class Uploader:
         if self._connection is not None:
             await self._connection.aclose()
 
-    async def upload(self, url: str, source: Source, phase: Phase) -> None:
+    async def upload(self, url: str, source: Source, phase: Phase, *, resumable: bool = True) -> None:
         """PUT a content; what was lost on the way is taken up again where the server says it broke off.
+
+        Args:
+            url: where to; nothing but the content is sent there, no authorisation above all.
+            source: the content.
+            phase: is told how far it is.
+            resumable: the URL knows what an earlier attempt has brought; else the content is sent whole each time.
 
         Raises:
             ClientError: the server does not want it.
@@ -108,7 +114,7 @@ class Uploader:
         while True:
             sent = self.sent_bytes
             try:
-                if failures or self._resuming:
+                if resumable and (failures or self._resuming):
                     start = await self._there(connection, path, source.size)
                     if start >= furthest + _HEADWAY_BYTES:  # by what has arrived: a proxy may take it all and lose it
                         furthest, failures = start, min(failures, 1)

@@ -49,9 +49,11 @@ class WorkTree:
             fd = os.open(name, _NEW_FILE, 0o666, dir_fd=self._fd)
         except FileExistsError:
             raise ClientError(f"{self._root / path} is in the way") from None
-        with os.fdopen(fd, "wb") as file:
+        try:
             for piece in pieces:
-                file.write(piece)
+                _write(fd, piece)
+        finally:
+            os.close(fd)
 
     def replace_file(self, path: str, written: Path) -> None:
         """Move a complete file to its path, over what stands there; an empty directory gives way."""
@@ -162,3 +164,10 @@ class WorkTree:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd, self._names = -1, None
+
+
+def _write(fd: int, piece: bytes) -> None:
+    written = os.write(fd, piece)
+    while written < len(piece):
+        piece = piece[written:]
+        written = os.write(fd, piece)

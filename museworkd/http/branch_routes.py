@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from actors.branches import BranchUpdate, update_branches
+from actors.opaque import as_sent, kept_commit_ids, shown_refusal
 from museworkd.http.control_bodies import answer, control_body
 from museworkd.http.exchange import Exchange
 from museworkd.http.negotiation import read_body
@@ -22,12 +24,13 @@ async def get_refs(services: HttpServices, exchange: Exchange, names: Mapping[st
     """``GET refs``: where every push and fetch begins."""
     _, repository, _ = await admit_to(services, exchange, names, Right.READ)
     heads = await services.index.branch_heads(repository.number)
-    await answer(exchange, {
+    value: dict[str, object] = {
         "repo_id": str(repository.repo_id),
         "domain": repository.domain,
         "default_branch": repository.default_branch,
         "branch_heads": _shown(repository, heads),
-    })  # fmt: skip
+    }
+    await answer(exchange, await as_sent(services.index, repository, value))
 
 
 async def post_refs(services: HttpServices, exchange: Exchange, names: Mapping[str, str]) -> None:
@@ -37,9 +40,27 @@ async def post_refs(services: HttpServices, exchange: Exchange, names: Mapping[s
     async with control_body(services, exchange) as body:
         updates = _updates(repository, read_body(body, exchange.headers.get("content-type", "")), services.limits)
     now = services.environment.now()
-    await update_branches(services.index, repository, right, identity.handle, updates, now)
+    updates = await _as_kept(services, repository, updates)
+    try:
+        await update_branches(services.index, repository, right, identity.handle, updates, now)
+    except Refusal as refusal:
+        raise await shown_refusal(services.index, repository, refusal) from None
+    await services.push.journal.settle()
     heads = await services.index.branch_heads(repository.number)
-    await answer(exchange, {"branch_heads": _shown(repository, heads)})
+    shown = {"branch_heads": _shown(repository, heads)}
+    await answer(exchange, await as_sent(services.index, repository, shown))
+
+
+async def _as_kept(services: HttpServices, repository: Repository, updates: list[BranchUpdate]) -> list[BranchUpdate]:
+    named = [commit_id for update in updates for commit_id in (update.old, update.new) if commit_id is not None]
+    kept = dict(zip(named, await kept_commit_ids(services.index, repository, named), strict=True))
+    return [
+        replace(
+            update, old=None if update.old is None else kept[update.old],
+            new=None if update.new is None else kept[update.new],
+        )
+        for update in updates
+    ]  # fmt: skip
 
 
 def _shown(repository: Repository, heads: Mapping[str, bytes]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from museworkd.http.services import HttpServices
 from wire.errors import Code, Refusal, malformed
 
 LARGE_BODIES_AT_ONCE = 24
+_REFUSED = 400
 _REQUEST_ID = "museworkd.request_id"
 
 
@@ -44,6 +45,8 @@ def make_control_plane(services: HttpServices, health_only: bool = False) -> Cal
                 await app(scope, _body_once(body), answer.send)  # type: ignore[arg-type]
             except* BadHost:
                 raise malformed("the Host header names no host") from None
+        if exchange.path.startswith("/api/") and exchange.method not in {"GET", "HEAD"} and answer.status < _REFUSED:
+            await services.push.journal.settle()
         headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in answer.headers]
         await exchange.start(answer.status, headers)
         await exchange.finish(bytes(answer.body))

@@ -6,7 +6,8 @@ is still arriving. Everything else of ASGI stays behind this file, so that the s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
@@ -90,6 +91,32 @@ class Exchange:
         """Wait until the client goes away; to be used after the body has ended."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
+
+    @asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """Do the work of a block for as long as somebody waits for its answer; comes after the body has ended.
+
+        Raises:
+            ClientDisconnected: nobody waits any more.
+        """
+        failed: Exception | None = None
+        ended = False
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cancel_when_gone, nursery.cancel_scope)
+            try:
+                yield
+                ended = True
+            except Exception as error:  # noqa: BLE001 - raised below, and not as one of a group
+                failed = error
+            nursery.cancel_scope.cancel()
+        if failed is not None:
+            raise failed
+        if not ended:
+            raise ClientDisconnected
+
+    async def _cancel_when_gone(self, scope: trio.CancelScope) -> None:
+        await self.disconnected()
+        scope.cancel()
 
     async def start(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
         """Begin the answer."""

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import trio
-
 from actors.fetch.assemble import fetch
-from actors.fetch.making import FetchAnswer
+from actors.opaque import refuse_opaque
 from museworkd.http.control_bodies import answer, control_body
-from museworkd.http.exchange import ClientDisconnected, Exchange
+from museworkd.http.exchange import Exchange
 from museworkd.http.negotiation import read_body
 from museworkd.http.object_routes import base_url
 from museworkd.http.services import HttpServices, admit_to
+from museworkd.http.transfer_urls import TransferUrls
 from museworkd.http.wants import read_commit_ids, read_depth
 from storage.rows import Repository, Right
 from wire.errors import Refusal, malformed
@@ -32,26 +31,21 @@ async def answer_pack(
 ) -> None:
     """Answer a fetch by a pack; who does not wait any more is not waited for."""
     want = read_commit_ids(services.limits, repository, body, "want")
+    refuse_opaque(repository)
     if not want:
         raise malformed("want is empty")
     have, depth = read_commit_ids(services.limits, repository, body, "have"), read_depth(body)
-    made: list[FetchAnswer] = []
-    failed: Refusal | None = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_watch, exchange)
-        try:
-            patience = services.settings.fetch_sync_s
-            made.append(await fetch(services.fetch, services.supervisor.start, repository, want, have, depth, patience))
-        except Refusal as refusal:
-            failed = refusal
-        nursery.cancel_scope.cancel()
-    if failed is not None:
-        exchange.request_id = str(failed.facts.get("preparing_id", exchange.request_id))  # the same each time
-        raise failed
-    (found,) = made
+    patience, start = services.settings.fetch_sync_s, services.supervisor.start
+    try:
+        async with exchange.watched():
+            found = await fetch(services.fetch, start, repository, want, have, depth, patience)
+    except Refusal as refusal:
+        exchange.request_id = str(refusal.facts.get("preparing_id", exchange.request_id))  # the same each time
+        raise
+    signed = TransferUrls(services, repository, base_url(services, exchange), services.presign_s)
     value: dict[str, object] = {
         "mpack_id": None if found.mpack_id is None else format_id(found.mpack_id, Scheme.TYPED),
-        "mpack_url": None if found.mpack_id is None else _url(services, exchange, repository, found.mpack_id),
+        "mpack_url": None if found.mpack_id is None else signed.get_mpack(found.mpack_id),
         "commit_count": found.commit_count,
         "object_count": found.object_count,
         "size_bytes": found.size_bytes,
@@ -59,14 +53,3 @@ async def answer_pack(
     if "depth" in body:
         value["shallow"] = [format_id(i, repository.scheme or Scheme.TYPED) for i in found.shallow]
     await answer(exchange, value)
-
-
-async def _watch(exchange: Exchange) -> None:
-    await exchange.disconnected()
-    raise ClientDisconnected
-
-
-def _url(services: HttpServices, exchange: Exchange, repository: Repository, mpack_id: bytes) -> str:
-    expires = int(services.environment.now().timestamp()) + services.presign_s
-    path = f"/{repository.owner}/{repository.slug}/mpack/{mpack_id.hex()}"
-    return base_url(services, exchange) + services.signer.sign("GET", path, expires)

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 
+from actors.fetch.assemble import drop_pack
+from actors.fetch.proofs import Check
+from actors.fetch.reading import PROVED_BYTES, BlobCheck, large_blob, small_blob, sound_place
 from museworkd.http.exchange import Exchange
 from museworkd.http.ranges import parse_range
 from museworkd.http.services import HttpServices, admit_to
-from storage.contents import settled_place
-from storage.errors import ObjectDamaged
-from storage.layout import fetch_pack_key
+from storage.errors import ObjectDamaged, ObjectMissing
+from storage.layout import Place, fetch_pack_key, verifier
 from storage.object_store import ReadRange
 from storage.rows import Repository, Right
 from wire.errors import Code, Refusal
-from wire.ids import Kind, Scheme, hasher_for, parse_any_id, parse_id
+from wire.ids import Scheme, parse_any_id, parse_id
 from wire.mpack import MEDIA_TYPE
 
 _IN_MEMORY_BYTES = 256 * 1024
 """Blobs up to this size are read at once and hashed before their first byte goes out."""
-_PROVED_BYTES = 256 * 1024 * 1024
-"""Blobs up to this size are read and hashed whole before a part of them goes out."""
 
 
 async def get_blob(services: HttpServices, exchange: Exchange, names: Mapping[str, str]) -> None:
@@ -29,6 +30,9 @@ async def get_blob(services: HttpServices, exchange: Exchange, names: Mapping[st
         scheme, object_id = parse_any_id(names["object_id"], "object id")
     else:
         scheme, object_id = repository.scheme, parse_id(names["object_id"], repository.scheme, "object id")
+    fetching = services.fetch
+    if await fetching.unreachable.among(services.index, repository, scheme, [object_id], services.limits):
+        raise _unknown()
     await _give_blob(services, exchange, repository, scheme, object_id)
 
 
@@ -47,7 +51,7 @@ async def _give_blob(
 ) -> None:
     place = (await services.index.held_places(repository.number, scheme, [object_id])).get(object_id)
     if place is None:
-        raise Refusal(Code.NOT_FOUND, "no such object in this repository")
+        raise _unknown()
     etag = f'"{object_id.hex()}"'
     headers = [
         ("content-type", "application/octet-stream"), ("etag", etag), ("accept-ranges", "bytes"),
@@ -57,23 +61,23 @@ async def _give_blob(
     if exchange.headers.get("if-none-match") in {etag, "*"}:
         await exchange.respond(304, headers, b"")
         return
-    proof: _Proof | None = _Proof(object_id, scheme, place.size)
-    whole: bytes | None = None
-    if exchange.method == "GET":
-        assert proof is not None
-        place, whole = await settled_place(services.index, scheme, place)
-        if whole is not None or place.size <= _IN_MEMORY_BYTES:
-            if whole is None:
-                (whole,) = await services.store.get_ranges([ReadRange(place.key(scheme), place.offset, place.size)])
-            proof.update(whole)
-            proof.check()
-        elif "range" in exchange.headers and place.size <= _PROVED_BYTES:
-            async with services.store.stream(place.key(scheme), place.offset, place.size) as pieces:
-                async for piece in pieces:
-                    proof.update(piece)
-            proof.check()
-            proof = None
-    await _send_content(services, exchange, headers, place.key(scheme), place.offset, place.size, whole, proof)
+    fetching = services.fetch
+    if exchange.method != "GET":
+        await _send_whole(exchange, headers, place.size, b"")
+        return
+    if place.pending or place.size <= _IN_MEMORY_BYTES:
+        await _send_whole(exchange, headers, place.size, await small_blob(fetching, scheme, place))
+        return
+    if place.size > PROVED_BYTES and "range" not in exchange.headers:
+        await _send_unproved(exchange, headers, place.size, large_blob(fetching, scheme, place))
+        return
+    try:
+        await _send_proved(services, exchange, headers, _range_of(place, scheme), BlobCheck(place, scheme))
+    except (ObjectDamaged, ObjectMissing):
+        place = await sound_place(fetching, scheme, place)
+        if exchange.started:  # what has left was right, and what follows is for who asks again
+            raise
+        await _send_proved(services, exchange, headers, _range_of(place, scheme), BlobCheck(place, scheme))
 
 
 async def get_mpack(services: HttpServices, exchange: Exchange, names: Mapping[str, str]) -> None:
@@ -90,52 +94,70 @@ async def get_mpack(services: HttpServices, exchange: Exchange, names: Mapping[s
         ("content-type", MEDIA_TYPE), ("etag", f'"{names["mpack_id"]}"'), ("accept-ranges", "bytes"),
         ("cache-control", "private, max-age=3600, immutable"),
     ]  # fmt: skip
-    await _send_content(services, exchange, headers, key, 0, size)
+    where = ReadRange(key, 0, size)
+    if exchange.method != "GET":
+        await _send_whole(exchange, headers, size, b"")
+        return
+    try:
+        await _send_proved(services, exchange, headers, where, verifier(key, size))
+    except ObjectDamaged:
+        await drop_pack(services.fetch, where)
+        raise
 
 
-class _Proof:
-    """What is sent of a blob hashes to its id, or is not sent to its end."""
-
-    def __init__(self, object_id: bytes, scheme: Scheme, size: int) -> None:
-        self._object_id = object_id
-        self._hasher = hasher_for(Kind.BLOB, size, scheme)
-
-    def update(self, piece: bytes) -> None:
-        """Take the next bytes."""
-        self._hasher.update(piece)
-
-    def check(self) -> None:
-        """Compare, after the last bytes."""
-        if self._hasher.digest() != self._object_id:
-            raise ObjectDamaged(f"object {self._object_id.hex()} does not hash to its id")
+async def _send_whole(exchange: Exchange, headers: list[tuple[str, str]], size: int, content: bytes) -> None:
+    """Send a content that is at hand, or none to who only asks about it."""
+    status, headers, start, length = _wanted(exchange, headers, size)
+    await exchange.start(status, headers)
+    await exchange.finish(content[start : start + length])
 
 
-async def _send_content(
-    services: HttpServices, exchange: Exchange, headers: list[tuple[str, str]], key: str, offset: int, size: int,
-    whole: bytes | None = None, proof: _Proof | None = None,
-) -> None:  # fmt: skip
+async def _send_proved(
+    services: HttpServices, exchange: Exchange, headers: list[tuple[str, str]], where: ReadRange, check: Check
+) -> None:
+    """Send a content that has been proved whole, or is now; each piece is held against that before it leaves."""
+    async with exchange.watched():
+        digests = await services.fetch.proofs.prove(services.store, where, check)
+    status, headers, start, length = _wanted(exchange, headers, where.size)
+    if length:
+        async with aclosing(services.fetch.proofs.pieces(services.store, where, digests, start, length)) as pieces:
+            async for piece in pieces:
+                if not exchange.started:  # the store has answered, and rightly
+                    await exchange.start(status, headers)
+                await exchange.send(piece)
+    else:
+        await exchange.start(status, headers)
+    await exchange.finish()
+
+
+async def _send_unproved(
+    exchange: Exchange, headers: list[tuple[str, str]], size: int, pieces: AsyncGenerator[bytes, None]
+) -> None:
+    """Send all of a content too large to be read twice; its last bytes go out when the whole is known to be right."""
+    async with aclosing(pieces):
+        async for piece in pieces:
+            if not exchange.started:
+                await exchange.start(200, [*headers, ("content-length", str(size))])
+            await exchange.send(piece)
+    await exchange.finish()
+
+
+def _wanted(
+    exchange: Exchange, headers: list[tuple[str, str]], size: int
+) -> tuple[int, list[tuple[str, str]], int, int]:
+    """Give status, headers, and which part of a content is asked for; raises ``range_mismatch``."""
     matches = exchange.method == "GET" and exchange.headers.get("if-range") in {None, dict(headers)["etag"]}
     wanted = parse_range(exchange.headers.get("range") if matches else None, size)
     start, length = wanted or (0, size)
     if wanted is not None:
         headers = [*headers, ("content-range", f"bytes {start}-{start + length - 1}/{size}")]
-    headers = [*headers, ("content-length", str(length))]
     status = 206 if wanted is not None else 200
-    if exchange.method != "GET" or whole is not None or not length:
-        await exchange.start(status, headers)
-        if exchange.method == "GET" and whole is not None:
-            await exchange.send(whole[start : start + length])
-    else:
-        async with services.store.stream(key, offset + start, length) as pieces:  # opened before anything is said
-            await exchange.start(status, headers)
-            held, proving = b"", proof if wanted is None else None
-            async for piece in pieces:
-                if held:
-                    await exchange.send(held)
-                held = piece  # the last one goes out when the whole is known to be right
-                if proving is not None:
-                    proving.update(piece)
-            if proving is not None:
-                proving.check()
-            await exchange.send(held)
-    await exchange.finish()
+    return status, [*headers, ("content-length", str(length))], start, length
+
+
+def _unknown() -> Refusal:
+    return Refusal(Code.NOT_FOUND, "no such object in this repository")
+
+
+def _range_of(place: Place, scheme: Scheme) -> ReadRange:
+    return ReadRange(place.key(scheme), place.offset, place.size)

@@ -8,11 +8,14 @@ from contextlib import aclosing
 import msgpack
 import structlog
 
-from actors.fetch.assemble import located
-from actors.fetch.contents import BlobList, ContentWriter
+from actors.fetch.blob_list import BlobList
+from actors.fetch.contents import ContentWriter
 from actors.fetch.frames import fetch_frames, object_frames, prepared
-from actors.fetch.plan import plan_fetch
+from actors.fetch.mending import until_whole
+from actors.fetch.places import Places, located
+from actors.fetch.plan import FetchPlan, plan_fetch
 from actors.leases import leased
+from actors.opaque import refuse_opaque
 from actors.refusals import refusal_for
 from museworkd.http.control_bodies import answer, control_body
 from museworkd.http.exchange import ClientDisconnected, Exchange
@@ -20,9 +23,11 @@ from museworkd.http.id_lists import id_list_body, parse_ids
 from museworkd.http.negotiation import read_body
 from museworkd.http.object_routes import base_url
 from museworkd.http.services import HttpServices, admit_to
+from museworkd.http.transfer_urls import TransferUrls
 from museworkd.http.wants import read_commit_ids, read_depth
 from storage.rows import Repository, Right
 from wire.errors import Code, Refusal, malformed
+from wire.frames import FrameWriter, Grammar
 from wire.ids import Scheme, format_id
 
 log = structlog.get_logger("fetch")
@@ -41,12 +46,8 @@ async def fetch_stream(services: HttpServices, exchange: Exchange, names: Mappin
     _, repository, _ = await admit_to(services, exchange, names, Right.READ)
     want, have, depth = await _wanted(services, exchange, repository)
     async with prepared(services.fetch, repository, want, have, depth) as made:
-        if made is None:
-            nothing = [{"type": "H", "version": 2, "n_objects": 0, "n_commits": 0},
-                       {"type": "E", "n_objects": 0, "n_commits": 0}]  # fmt: skip
-            await exchange.respond(200, _HEADERS, b"".join(map(msgpack.packb, nothing)))
-            return
-        await _send(exchange, fetch_frames(services.fetch, made))
+        writer = FrameWriter(Grammar.FETCH)
+        await _send(exchange, writer, fetch_frames(services.fetch, made, writer))
 
 
 async def fetch_objects(services: HttpServices, exchange: Exchange, names: Mapping[str, str]) -> None:
@@ -57,18 +58,22 @@ async def fetch_objects(services: HttpServices, exchange: Exchange, names: Mappi
     if len(ids) > OBJECTS_MOST:
         raise Refusal(Code.TOO_LARGE, f"object_ids has {len(ids)} ids, the limit is {OBJECTS_MOST}")
     places = await services.index.held_places(repository.number, scheme, list(ids))
-    missing = [text for object_id, text in ids.items() if object_id not in places]
+    unreachable = services.fetch.unreachable
+    hidden = await unreachable.among(services.index, repository, scheme, places, services.limits)
+    missing = [text for object_id, text in ids.items() if object_id not in places or object_id in hidden]
     if missing:
         raise Refusal(Code.NOT_FOUND, f"no such object in this repository: {missing[0]}", missing=missing[:100])
 
+    writer = FrameWriter(Grammar.OBJECTS)
+
     async def frames() -> AsyncGenerator[bytes, None]:
         wanted = [places[object_id] for object_id in ids]
-        async with aclosing(object_frames(services.fetch, scheme, wanted)) as sent:
+        async with aclosing(object_frames(services.fetch, scheme, wanted, writer)) as sent:
             async for frame in sent:
                 yield frame
-        yield msgpack.packb({"type": "E", "n_objects": len(wanted), "n_commits": 0})
+        yield writer.send("E", {"n_objects": len(wanted), "n_commits": 0})
 
-    await _send(exchange, frames())
+    await _send(exchange, writer, frames())
 
 
 async def fetch_presign(services: HttpServices, exchange: Exchange, names: Mapping[str, str]) -> None:
@@ -79,30 +84,30 @@ async def fetch_presign(services: HttpServices, exchange: Exchange, names: Mappi
     async with services.fetch.slots.hold(1), lease:
         plan = await plan_fetch(services.index, repository, want, have, depth)
         scheme = repository.scheme or Scheme.TYPED
-        records = _Records()
-        blobs = BlobList()
-        if plan.commits:
-            contents = ContentWriter(services.index, repository.number, scheme, plan, services.limits)
-            await contents.run(records.snapshots.take, records.commits.take)
-            blobs = contents.blobs
-        if len(blobs) > _URLS_MOST:
-            raise _too_large(f"{len(blobs)} blobs")
-        places = await located(services.index, repository.number, scheme, blobs)
-    base, expires = base_url(services, exchange), int(services.environment.now().timestamp()) + services.presign_s
-    path = f"/{repository.owner}/{repository.slug}/blob/"
+        number = repository.number
+        records, places = await until_whole(services.fetch, scheme, lambda: _taken(services, number, scheme, plan))
+    signed = TransferUrls(services, repository, base_url(services, exchange), services.presign_s)
     value: dict[str, object] = {
         "commits": records.commits.taken,
         "snapshots": records.snapshots.taken,
-        "presigned_urls": {
-            format_id(place.object_id, scheme): base
-            + services.signer.sign("GET", path + place.object_id.hex(), expires)
-            for place in places
-        },
+        "presigned_urls": {format_id(place.object_id, scheme): signed.get_blob(place, scheme) for place in places},
         "expires_in": services.presign_s,
     }
     if plan.shallow:
         value["shallow"] = [format_id(commit_id, scheme) for commit_id in plan.shallow]
     await answer(exchange, value)
+
+
+async def _taken(services: HttpServices, repo: int, scheme: Scheme, plan: FetchPlan) -> tuple[_Records, Places]:
+    """Give the records of a plan, and where its blobs are."""
+    records, blobs = _Records(), BlobList()
+    if plan.commits:
+        contents = ContentWriter(services.index, repo, scheme, plan, services.limits)
+        await contents.run(records.snapshots.take, records.commits.take)
+        blobs = contents.blobs
+    if len(blobs) > _URLS_MOST:
+        raise _too_large(f"{len(blobs)} blobs")
+    return records, await located(services.fetch, repo, scheme, blobs)
 
 
 class _Sink:
@@ -138,10 +143,11 @@ async def _wanted(
     want = read_commit_ids(services.limits, repository, body, "want")
     if not want:
         raise malformed("want is empty")
+    refuse_opaque(repository)
     return want, read_commit_ids(services.limits, repository, body, "have"), read_depth(body)
 
 
-async def _send(exchange: Exchange, frames: AsyncGenerator[bytes, None]) -> None:
+async def _send(exchange: Exchange, writer: FrameWriter, frames: AsyncGenerator[bytes, None]) -> None:
     """Send frames as they come; a failure before the first is a plain answer, after it an ``X`` frame."""
     async with aclosing(frames) as sent:
         try:
@@ -156,5 +162,5 @@ async def _send(exchange: Exchange, frames: AsyncGenerator[bytes, None]) -> None
             if refusal is None or not exchange.started:
                 raise
             log.warning("fetch failed", request_id=exchange.request_id, code=refusal.code.text, detail=refusal.detail)
-            await exchange.send(msgpack.packb({"type": "X", **refusal.body(exchange.request_id)}))
+            await exchange.send(writer.send("X", refusal.body(exchange.request_id)))
     await exchange.finish()

@@ -6,6 +6,7 @@ from quart import Response, request
 from quart_trio import QuartTrio
 
 from actors.history import range_of
+from actors.opaque import as_sent, kept_commit_ids
 from museworkd.http.access import admit
 from museworkd.http.services import HttpServices
 from museworkd.http.wants import read_commit_ids
@@ -30,7 +31,9 @@ def register(app: QuartTrio, services: HttpServices) -> None:
             read_commit_ids(services.limits, repository, body, "want"),
             read_commit_ids(services.limits, repository, body, "have"),
         )
-        return answer(await _negotiate(services, repository, want, have))
+        want, have = [await kept_commit_ids(services.index, repository, ids) for ids in (want, have)]
+        agreed = await _negotiate(services, repository, want, have)
+        return answer(await as_sent(services.index, repository, agreed))
 
 
 async def _negotiate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from actors.opaque import kept_commit_ids
 from museworkd.http.control_bodies import answer, control_body
 from museworkd.http.exchange import Exchange
 from museworkd.http.negotiation import read_body
@@ -36,6 +37,7 @@ async def put_tags(services: HttpServices, exchange: Exchange, names: Mapping[st
     await _require_held(services, repository, scheme, [tag.commit_id for tag in parsed])
     if rows:
         await services.index.put_tags(repository.number, list(rows.values()))
+        await services.push.journal.settle()
     await answer(exchange, {"stored": len(rows)})
 
 
@@ -68,6 +70,7 @@ async def post_release(services: HttpServices, exchange: Exchange, names: Mappin
         await _require_held(services, repository, scheme, [parse_id(commit_id, scheme, "commit_id")])
     kept = canonical_bytes(Kind.RELEASE, {**record, "release_id": release_id}, services.limits)
     await services.index.put_release(repository.number, release_id, kept, services.environment.now())
+    await services.push.journal.settle()
     await answer(exchange, {"release_id": release_id})
 
 
@@ -80,6 +83,7 @@ async def delete_release(services: HttpServices, exchange: Exchange, names: Mapp
     release_id = _name(given, "release_id")
     if not await services.index.retract_release(repository.number, release_id, services.environment.now()):
         raise Refusal(Code.NOT_FOUND, "no such release")
+    await services.push.journal.settle()
     await answer(exchange, {"retracted": True, "release_id": release_id})
 
 
@@ -89,6 +93,7 @@ async def _body(services: HttpServices, exchange: Exchange) -> dict[str, object]
 
 
 async def _require_held(services: HttpServices, repository: Repository, scheme: Scheme, wanted: list[bytes]) -> None:
+    wanted = await kept_commit_ids(services.index, repository, wanted)
     held = await services.index.held_commits(repository.number, wanted)
     missing = [format_id(commit_id, scheme) for commit_id in wanted if commit_id not in held]
     if missing:

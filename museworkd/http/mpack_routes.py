@@ -8,12 +8,14 @@ import trio
 from quart import Response, request
 from quart_trio import QuartTrio
 
+from actors.opaque import as_sent
 from actors.push.context import PushRequest
 from actors.push.header import parse_header
 from actors.push.unpack import UnpackActor, Upload
 from museworkd.http.access import admit
 from museworkd.http.reservations import reserve_mpack
 from museworkd.http.services import HttpServices
+from museworkd.http.transfer_urls import TransferUrls
 from storage.errors import ObjectMissing
 from storage.layout import staged_mpack_key
 from storage.rows import PushRecord, PushState, Repository, Right
@@ -36,7 +38,8 @@ def register(app: QuartTrio, services: HttpServices) -> None:
 
     async def presign(owner: str, slug: str) -> Response:
         repository, _, _ = await writable(owner, slug)
-        return answer(await _presign(services, repository, await request_body()))
+        signed = TransferUrls(services, repository, _base(services), services.presign_s)
+        return answer(await _presign(services, repository, signed, await request_body()))
 
     async def unpack(owner: str, slug: str) -> Response:
         repository, handle, right = await writable(owner, slug)
@@ -54,7 +57,7 @@ def register(app: QuartTrio, services: HttpServices) -> None:
         found = await services.index.find_push(repository.number, wanted)
         if found is None or found.handle != handle:
             raise Refusal(Code.NOT_FOUND, "no such push of yours")
-        return answer(push_state(found, services))
+        return answer(await as_sent(services.index, repository, push_state(found, services)))
 
     for path in ("push/mpack-presign", "push/bundle/presign"):
         app.add_url_rule(f"/<owner>/<slug>/{path}", path, presign, methods=["POST"])
@@ -62,7 +65,9 @@ def register(app: QuartTrio, services: HttpServices) -> None:
         app.add_url_rule(f"/<owner>/<slug>/{path}", path, unpack, methods=["POST"])
 
 
-async def _presign(services: HttpServices, repository: Repository, body: dict[str, object]) -> dict[str, object]:
+async def _presign(
+    services: HttpServices, repository: Repository, signed: TransferUrls, body: dict[str, object]
+) -> dict[str, object]:
     mpack_id, size, most = parse_mpack_key(body.get("mpack_key")), body.get("size_bytes"), services.limits.mpack_bytes
     if type(size) is not int or size < 1:
         raise malformed("size_bytes is not a number of bytes")
@@ -73,12 +78,12 @@ async def _presign(services: HttpServices, repository: Repository, body: dict[st
         stored: int | None = await services.store.size(staged_mpack_key(repository.number, mpack_id))
     except ObjectMissing:
         stored = None
-    url: str | None = None
-    if stored != size:
-        path = f"/{repository.owner}/{repository.slug}/upload/mpack/{mpack_id.hex()}/{size}"
-        expires = int(services.environment.now().timestamp()) + services.presign_s
-        url = _base(services) + services.signer.sign("PUT", path, expires)
-    return {"upload_url": url, "mpack_key": format_id(mpack_id, Scheme.TYPED), "expires_in": services.presign_s}
+    return {
+        "upload_url": None if stored == size else signed.put_mpack(mpack_id, size),
+        "mpack_key": format_id(mpack_id, Scheme.TYPED),
+        "expires_in": services.presign_s,
+        "resumable": signed.resumable,
+    }
 
 
 async def _unpack(services: HttpServices, push: PushRequest, body: dict[str, object]) -> dict[str, object]:

@@ -21,6 +21,11 @@ def is_msgpack(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() in _MSGPACK_TYPES
 
 
+def wants_msgpack(accept: str) -> bool:
+    """Tell whether an ``Accept`` header names msgpack."""
+    return any(is_msgpack(part) for part in accept.split(","))
+
+
 _FEW_ITEMS = 1_000
 _ITEM_BYTES = 16
 """What control bodies are long of are ids, of 64 bytes and more: a body of shorter elements has no meaning."""
@@ -50,7 +55,7 @@ def read_body(body: bytes, content_type: str, most_items: int | None = None) -> 
 
 def write_body(value: Mapping[str, object] | list[object], accept: str) -> tuple[str, bytes]:
     """Encode an answer; gives Content-Type and body. msgpack when ``Accept`` names it, JSON otherwise."""
-    if any(part.partition(";")[0].strip().lower() in _MSGPACK_TYPES for part in accept.split(",")):
+    if wants_msgpack(accept):
         packed: bytes = msgpack.packb(value, use_bin_type=True)
         return MSGPACK, packed
     return JSON, json.dumps(value, ensure_ascii=False).encode("utf-8", errors="replace")

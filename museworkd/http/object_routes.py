@@ -11,14 +11,13 @@ import trio
 
 from actors.push.confirm import Confirmation
 from actors.push.header import parse_push_id
-from museworkd.http.access import Identity
-from museworkd.http.exchange import ClientDisconnected, Exchange
+from museworkd.http.exchange import Exchange
 from museworkd.http.id_lists import IN_LOOP_IDS, id_list_body, neighbours, off_loop, parse_ids, parse_sizes
 from museworkd.http.negotiation import write_body
 from museworkd.http.reservations import reserve_objects
-from museworkd.http.services import HttpServices, admit_to
-from museworkd.http.upload_routes import OBJECT_KINDS
-from storage.rows import Repository, Right
+from museworkd.http.services import HttpServices, admit_writer
+from museworkd.http.transfer_urls import TransferUrls
+from storage.rows import Repository
 from wire.errors import malformed
 from wire.ids import Scheme
 
@@ -26,7 +25,7 @@ _LOOKUP_BATCH = 1_000
 """Protocol §6: ids per query."""
 _LOOKUPS_AT_ONCE = 3
 """Of one request; the index has few connections for everybody."""
-_SIGNED_AT_ONCE = 1_000
+_SIGNED_AT_ONCE = 250
 """URLs between two looks at what else there is to do: a few milliseconds."""
 _HOST = re.compile(r"[A-Za-z0-9._:\[\]-]{1,300}")
 
@@ -36,7 +35,7 @@ async def presign_objects(services: HttpServices, exchange: Exchange, names: Map
 
     Only the index is asked, and only for what this repository holds (threat T2).
     """
-    repository, identity = await _writable(services, exchange, names)
+    repository, identity = await admit_writer(services, exchange, names)
     async with id_list_body(services, exchange) as body:
         scheme, ids = await parse_ids(repository, await body.member("object_ids"))
         push_id = await body.member("push_id")
@@ -50,12 +49,13 @@ async def presign_objects(services: HttpServices, exchange: Exchange, names: Map
             "presigned_urls": await _urls(services, exchange, repository, scheme, wanted, sizes),
             "already_stored": there,
             "expires_in": services.presign_s,
+            "resumable": services.direct is None,
         }, len(ids))  # fmt: skip
 
 
 async def confirm_objects(services: HttpServices, exchange: Exchange, names: Mapping[str, str]) -> None:
     """``POST push/confirm``: uploads are verified and held for a push that names them."""
-    repository, _ = await _writable(services, exchange, names)
+    repository, _ = await admit_writer(services, exchange, names)
     async with id_list_body(services, exchange) as body:
         scheme, ids = await parse_ids(repository, await body.member("object_ids"))
         stated = _stated(ids, await body.member("sizes"))
@@ -63,10 +63,8 @@ async def confirm_objects(services: HttpServices, exchange: Exchange, names: Map
         if len(ids) > IN_LOOP_IDS:  # it may take long, and keeps its list meanwhile
             await stack.enter_async_context(services.confirms.long.hold(1))
         confirmation = Confirmation(services.push, services.confirms, repository.number, scheme)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_watch, exchange)
+        async with exchange.watched():  # what was recorded by then stays
             await confirmation.run(list(ids), stated)
-            nursery.cancel_scope.cancel()
         rejected = confirmation.rejected
         await _answer(exchange, {
             "confirmed": [text for object_id, text in ids.items() if object_id not in rejected],
@@ -75,20 +73,6 @@ async def confirm_objects(services: HttpServices, exchange: Exchange, names: Map
                 for object_id, text in ids.items() if object_id in rejected
             ],
         }, len(ids))  # fmt: skip
-
-
-async def _watch(exchange: Exchange) -> None:
-    """End the work when nobody waits for its answer any more; what was recorded stays."""
-    await exchange.disconnected()
-    raise ClientDisconnected
-
-
-async def _writable(
-    services: HttpServices, exchange: Exchange, names: Mapping[str, str]
-) -> tuple[Repository, Identity]:
-    identity, repository, _ = await admit_to(services, exchange, names, Right.WRITE)
-    assert identity is not None
-    return repository, identity
 
 
 async def stored_of(
@@ -137,12 +121,10 @@ async def _urls(
     services: HttpServices, exchange: Exchange, repository: Repository, scheme: Scheme, wanted: Mapping[str, bytes],
     sizes: Mapping[str, int],
 ) -> dict[str, str]:  # fmt: skip
-    base = base_url(services, exchange)
-    prefix = f"/{repository.owner}/{repository.slug}/upload/{OBJECT_KINDS[scheme]}/"
-    expires = int(services.environment.now().timestamp()) + services.presign_s
+    signed = TransferUrls(services, repository, base_url(services, exchange), services.presign_s)
     urls: dict[str, str] = {}
     for at, (text, object_id) in enumerate(wanted.items(), 1):
-        urls[text] = base + services.signer.sign("PUT", f"{prefix}{object_id.hex()}/{sizes[text]}", expires)
+        urls[text] = signed.put_object(object_id, scheme, sizes[text])
         if at % _SIGNED_AT_ONCE == 0:
             await trio.lowlevel.checkpoint()
     return urls

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 
 import trio
 
+from actors.fetch.mending import until_whole
 from actors.fetch.plain_answer import plain_answer
 from actors.leases import leased
+from actors.opaque import kept_commit_ids
 from actors.spool import SpoolDirectory
 from museworkd.http.exchange import Exchange
 from museworkd.http.fetch_pack_routes import answer_pack
 from museworkd.http.id_lists import IdListBody, id_list_body
-from museworkd.http.negotiation import JSON, MSGPACK, write_body
+from museworkd.http.negotiation import JSON, MSGPACK, wants_msgpack
 from museworkd.http.services import HttpServices, admit_to
 from storage.rows import Repository, Right
 from wire.errors import Code, Refusal, malformed
@@ -36,12 +38,18 @@ async def fetch(services: HttpServices, exchange: Exchange, names: Mapping[str, 
         raise malformed(
             "this repository has typed ids (sha256:…), which a client of version 0.1 does not know: use a newer client"
         )
-    packed = write_body({}, exchange.headers.get("accept", ""))[0] == MSGPACK
+    packed = wants_msgpack(exchange.headers.get("accept", ""))
     fetching = services.fetch
     async with SpoolDirectory(fetching.spool_dir, f"answer-{services.environment.uuid().hex}") as spools:
         spool = spools.new()
         async with fetching.slots.hold(1), leased(services.index, services.environment, repository.number):
-            await plain_answer(fetching, repository, wanted, have, spool, packed=packed)
+            wanted, have = [await kept_commit_ids(services.index, repository, ids) for ids in (wanted, have)]
+
+            async def write() -> None:
+                await trio.to_thread.run_sync(spool.discard)  # what was written before something was mended
+                await plain_answer(fetching, repository, wanted, have, spool, packed=packed)
+
+            await until_whole(fetching, Scheme.PLAIN, write)
         headers = [
             ("content-type", MSGPACK if packed else JSON), ("cache-control", "private, no-store"),
             ("vary", "accept, authorization"), ("content-length", str(spool.size)),

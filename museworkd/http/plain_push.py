@@ -11,18 +11,19 @@ import msgpack
 import trio
 
 from actors.leases import leased
+from actors.opaque import as_sent
 from actors.push.actor import PushActor
 from actors.push.context import BATCH_BYTES, BATCH_OBJECTS, ClientGone, PushRequest
 from actors.push.plain_body import PIECE_BYTES, PlainBody
 from actors.spool import Spool, SpoolDirectory
-from museworkd.http.access import Identity
 from museworkd.http.control_bodies import answer
 from museworkd.http.exchange import Exchange
 from museworkd.http.id_lists import id_list_body, parse_ids
 from museworkd.http.negotiation import is_msgpack
 from museworkd.http.object_routes import base_url, stored_of
 from museworkd.http.reservations import reserve_objects
-from museworkd.http.services import HttpServices, admit_to
+from museworkd.http.services import HttpServices, admit_to, admit_writer
+from museworkd.http.transfer_urls import TransferUrls
 from storage.layout import loose_key
 from storage.rows import HELD_S, Repository, Right, StoredBlob
 from wire.bundle import BundleReader
@@ -40,7 +41,7 @@ _ENVELOPE = {"type", "error", "detail", "request_id", "retryable"}
 
 async def filter_objects(services: HttpServices, exchange: Exchange, names: Mapping[str, str]) -> None:
     """``POST filter-objects``: which of some blobs have to be sent, in the order asked for (threats T1, T2)."""
-    repository, _ = await _writable(services, exchange, names)
+    repository, _ = await admit_writer(services, exchange, names)
     async with id_list_body(services, exchange) as body:
         scheme, ids = await _plain_ids(repository, await body.member("object_ids"))
         there = await stored_of(services, repository, scheme, ids)
@@ -65,18 +66,19 @@ async def presign(services: HttpServices, exchange: Exchange, names: Mapping[str
         return
     if lifetime is not None and (type(lifetime) is not int or not 1 <= lifetime <= TTL_MOST_S):
         raise malformed(f"ttl_seconds is not a number from 1 to {TTL_MOST_S}")
-    expires = int(services.environment.now().timestamp()) + min(lifetime or services.presign_s, services.presign_s)
     places = await services.index.held_places(repository.number, scheme, list(ids))
-    base, path = base_url(services, exchange), f"/{repository.owner}/{repository.slug}/blob/"
+    hidden = await services.fetch.unreachable.among(services.index, repository, scheme, places, services.limits)
+    lifetime_s = min(lifetime or services.presign_s, services.presign_s)
+    signed = TransferUrls(services, repository, base_url(services, exchange), lifetime_s)
     presigned = {
-        ids[object_id]: base + services.signer.sign("GET", path + object_id.hex(), expires) for object_id in places
+        ids[object_id]: signed.get_blob(place, scheme) for object_id, place in places.items() if object_id not in hidden
     }
     await answer(exchange, {"presigned": presigned, "inline": []})
 
 
 async def push_objects(services: HttpServices, exchange: Exchange, names: Mapping[str, str]) -> None:
     """``POST push/objects``: blobs that a push will name; held for this repository until then, read by nobody."""
-    repository, _ = await _writable(services, exchange, names)
+    repository, _ = await admit_writer(services, exchange, names)
     _require_plain(repository, Scheme.PLAIN)
     _require_msgpack(exchange)
     name = f"objects-{services.environment.uuid().hex}"
@@ -117,12 +119,13 @@ async def push(services: HttpServices, exchange: Exchange, names: Mapping[str, s
             raise _in_their_words(refusal, branch) from None
     heads = await services.index.branch_heads(repository.number)
     written = verdict.get("commits_written")
-    await answer(exchange, {
+    told = {
         "ok": True,
         "message": f"pushed {written} commit{'' if written == 1 else 's'} to {branch!r}",
         "branch_heads": {name: format_id(head, Scheme.PLAIN) for name, head in heads.items()},
         "remote_head": verdict.get("head"),
-    })  # fmt: skip
+    }
+    await answer(exchange, await as_sent(services.index, repository, told))
 
 
 async def _judged(services: HttpServices, request: PushRequest, body: PlainBody) -> Mapping[str, object]:
@@ -299,14 +302,6 @@ async def _pieces(exchange: Exchange) -> AsyncGenerator[bytes, None]:
             waiting, size = [], 0
     if waiting:
         yield b"".join(waiting)
-
-
-async def _writable(
-    services: HttpServices, exchange: Exchange, names: Mapping[str, str]
-) -> tuple[Repository, Identity]:
-    identity, repository, _ = await admit_to(services, exchange, names, Right.WRITE)
-    assert identity is not None
-    return repository, identity
 
 
 async def _plain_ids(repository: Repository, value: object) -> tuple[Scheme, dict[bytes, str]]:

@@ -49,7 +49,7 @@ def register(app: QuartTrio, services: HttpServices) -> None:
         body = await request_body()
         visibility = _visibility(body.get("visibility", repository.visibility.value))
         branch = check_branch_name(body.get("default_branch", repository.default_branch))
-        settings = parse_settings(body.get("settings", {}), repository.settings)
+        settings = parse_settings(body.get("settings", {}), repository.settings, repository.scheme)
         await services.index.update_repository(repository.number, visibility, settings, branch)
         changed = await services.index.find_repository(owner, slug)
         if changed is None:

@@ -18,7 +18,7 @@ from museworkd.http.small_uploads import SmallUploads
 from museworkd.http.uploads import Uploads
 from storage.environment import Environment
 from storage.index import Index
-from storage.object_store import ObjectStore
+from storage.object_store import ObjectStore, UrlSigning
 from storage.rows import Repository, Right
 from storage.slots import Slots
 from wire.limits import Limits
@@ -49,6 +49,8 @@ class HttpServices:
     """How clients reach the server, without a slash at the end; ``None``: as they addressed it."""
     presign_s: int
     """How long a signed URL lives."""
+    direct: UrlSigning | None = None
+    """Signs URLs that lead to the store itself; ``None``: all bytes pass the daemon."""
 
 
 async def admit_to(
@@ -57,3 +59,12 @@ async def admit_to(
     """Authenticate a request to the repository its path names; raises as :func:`museworkd.http.access.admit`."""
     authorization = exchange.headers.get("authorization")
     return await admit(services.index, services.environment, authorization, names["owner"], names["slug"], needed)
+
+
+async def admit_writer(
+    services: HttpServices, exchange: Exchange, names: Mapping[str, str]
+) -> tuple[Repository, Identity]:
+    """Like :func:`admit_to`, for who wants to write: never anonymous."""
+    identity, repository, _ = await admit_to(services, exchange, names, Right.WRITE)
+    assert identity is not None
+    return repository, identity

@@ -12,16 +12,14 @@ from collections.abc import Mapping
 from museworkd.http.exchange import Exchange
 from museworkd.http.services import HttpServices
 from museworkd.http.small_uploads import SMALL_BYTES
+from museworkd.http.transfer_urls import OBJECT_KINDS
 from museworkd.http.uploads import PartialUpload
 from storage.errors import ObjectMissing
 from storage.layout import staged_mpack_key, staged_object_key
 from storage.rows import Repository
 from wire.errors import Code, Refusal, malformed
-from wire.ids import Scheme
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
-OBJECT_KINDS = {Scheme.TYPED: "object", Scheme.PLAIN: "plain-object"}
-"""What stands in the path of an object's URL: the same digits may be an id of either scheme."""
 
 
 async def put_upload(services: HttpServices, exchange: Exchange, names: Mapping[str, str]) -> None:

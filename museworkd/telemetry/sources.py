@@ -16,7 +16,7 @@ def add_sources(
     metrics: Metrics, services: HttpServices, index: PostgresIndex, store: ObjectStore, server: HttpServer,
     work: JobWork | None = None,
 ) -> None:  # fmt: skip
-    """Show the pool, the store, the connections, the actors and the jobs of a daemon."""
+    """Show the pool, the store, the connections, the actors, the fetches and the jobs of a daemon."""
 
     def actors() -> dict[str, float]:
         statistics = services.supervisor.statistics()
@@ -29,5 +29,6 @@ def add_sources(
     metrics.add_source("store", lambda: asdict(store.statistics()))
     metrics.add_source("http", lambda: asdict(server.statistics()))
     metrics.add_source("actors", actors)
+    metrics.add_source("fetch", services.fetch.statistics)
     if work is not None:
         metrics.add_source("work", work.statistics)

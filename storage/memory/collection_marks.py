@@ -18,8 +18,11 @@ from wire.ids import Scheme
 MARKED, TOMBSTONED, BURIED = 0, 1, 2
 
 
-def meet_marks(tables: Tables, scheme: Scheme, blobs: Sequence[StoredBlob], begun: int) -> None:
-    """Take away the marks of what is about to be recorded; raises :class:`Tombstoned`, and does nothing then."""
+def meet_marks(tables: Tables, scheme: Scheme, blobs: Sequence[StoredBlob], begun: int, *, moved: bool = False) -> None:
+    """Take away the marks of what is about to be recorded; raises :class:`Tombstoned`, and does nothing then.
+
+    What is only ``moved`` is nobody's the more for it, and stays marked.
+    """
     marks = tables.collection.marks
     places: list[tuple[tuple[Scheme | None, bytes], bool]] = []
     for blob in blobs:
@@ -37,7 +40,8 @@ def meet_marks(tables: Tables, scheme: Scheme, blobs: Sequence[StoredBlob], begu
         ):
             raise Tombstoned(place[1].hex())
     for place, _ in places:
-        marks.pop(place, None)
+        if not moved or (place in marks and marks[place].state != MARKED):
+            marks.pop(place, None)
 
 
 def mark_suspects(tables: Tables, now: dt.datetime, most: int) -> int:

@@ -43,7 +43,7 @@ def promote_cached(tables: Tables, entries: Sequence[int], lease: uuid.UUID | No
     promoted = [key for key, cached in tables.cached.items() if cached.entry in wanted]
     begun = 0 if lease is None else lease_begun(tables, lease)
     for scheme in Scheme:
-        meet_marks(tables, scheme, [tables.blobs[key] for key in promoted if key[0] is scheme], begun)
+        meet_marks(tables, scheme, [tables.blobs[key] for key in promoted if key[0] is scheme], begun, moved=True)
     for key in promoted:
         del tables.cached[key]
     return len(promoted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import datetime as dt
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -20,30 +21,36 @@ from storage.job_rows import (
     JobProgress,
     JobState,
     NewJob,
+    wakes,
 )
 from storage.memory import jobs
 from storage.memory.tables import Tables
 
 
-class MemoryJobs:
+class MemoryJobs(abc.ABC):
     """See ``storage.job_queue.Jobs`` for what each operation promises."""
 
     tables: Tables
     new_token: Callable[[], uuid.UUID]
 
+    @abc.abstractmethod
     def notify_now(self, channel: str, payload: str) -> None:
         """Wake who listens."""
-        raise NotImplementedError
 
     async def enqueue_jobs(self, repo: int, new_jobs: Sequence[NewJob], now: dt.datetime) -> list[int]:
         await trio.lowlevel.checkpoint()
         numbers = jobs.enqueue(self.tables, repo, new_jobs, now)
-        self.notify_now(JOBS_CHANNEL, "")
+        if wakes(new_jobs):
+            self.notify_now(JOBS_CHANNEL, "")
         return numbers
 
     async def claim_jobs(self, room: Mapping[str, int], most: int, worker: str, now: dt.datetime) -> list[ClaimedJob]:
         await trio.lowlevel.checkpoint()
         return jobs.claim_jobs(self.tables, room, most, worker, now, self.new_token)
+
+    async def claims_of(self, worker: str) -> set[Claim]:
+        await trio.lowlevel.checkpoint()
+        return jobs.claims_of(self.tables, worker)
 
     async def beat_claims(self, beats: Mapping[Claim, JobProgress | None], now: dt.datetime) -> set[Claim]:
         await trio.lowlevel.checkpoint()

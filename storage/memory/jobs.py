@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from storage.job_rows import (
+    COUNTED_JOBS,
     LISTED_JOBS,
     PAYLOAD_MEMBERS,
     WHOLE,
@@ -84,6 +85,14 @@ def claim_jobs(
     return claimed
 
 
+def claims_of(tables: Tables, worker: str) -> set[Claim]:
+    """See ``Jobs.claims_of``."""
+    return {
+        Claim(number, token) for number, token in tables.claims.items()
+        if (held := tables.jobs[number].claim) is not None and held.worker == worker
+    }  # fmt: skip
+
+
 def beat_claims(tables: Tables, beats: Mapping[Claim, JobProgress | None], now: dt.datetime) -> set[Claim]:
     """See ``Jobs.beat_claims``."""
     gone = set()
@@ -109,9 +118,9 @@ def complete_job(tables: Tables, claim: Claim, result: Mapping[str, object], now
     """See ``Jobs.complete_job``."""
     job = _claimed(tables, claim)
     if job is None:
-        return tables.completed_by.get(claim.job) == claim.token
+        return tables.ended_by.get(claim.job) == claim.token and tables.jobs[claim.job].state is JobState.DONE
     _end(tables, job, JobState.DONE, now, result=_as_kept(result), error=None)
-    tables.completed_by[job.number] = claim.token
+    tables.ended_by[job.number] = claim.token
     return True
 
 
@@ -121,12 +130,15 @@ def fail_job(
     """See ``Jobs.fail_job``."""
     job = _claimed(tables, claim)
     if job is None:
-        return None
+        return _failed_already(tables, claim)
     error = kept_error(error)
     if again_at is None or job.attempts >= most:
         _end(tables, job, JobState.FAILED, now, error=error)
-        return JobState.FAILED
-    return _wait_again(tables, job, again_at, now, error)
+        state = JobState.FAILED
+    else:
+        state = _wait_again(tables, job, again_at, now, error)
+    tables.ended_by[job.number] = claim.token
+    return state
 
 
 def return_jobs(tables: Tables, claims: Sequence[Claim], now: dt.datetime) -> int:
@@ -173,8 +185,10 @@ def list_jobs(tables: Tables, wanted: JobFilter, most: int) -> list[Job]:
 def count_jobs(tables: Tables) -> list[JobCounts]:
     """See ``Jobs.count_jobs``."""
     groups: dict[tuple[str, JobState], list[Job]] = {}
-    for job in tables.jobs.values():
-        groups.setdefault((job.type, job.state), []).append(job)
+    for job in sorted(tables.jobs.values(), key=lambda job: job.number):
+        of_kind = groups.setdefault((job.type, job.state), [])
+        if len(of_kind) < COUNTED_JOBS:
+            of_kind.append(job)
     return [
         JobCounts(
             kind, state, len(jobs),
@@ -228,7 +242,7 @@ def prune_jobs(tables: Tables, before: dt.datetime, most: int) -> int:
     ]  # fmt: skip
     for _, number in sorted(old)[:most]:
         del tables.jobs[number]
-        tables.completed_by.pop(number, None)
+        tables.ended_by.pop(number, None)
     return min(len(old), most)
 
 
@@ -271,11 +285,19 @@ def _claimed(tables: Tables, claim: Claim) -> Job | None:
     return tables.jobs[claim.job] if tables.claims.get(claim.job) == claim.token else None
 
 
+def _failed_already(tables: Tables, claim: Claim) -> JobState | None:
+    if tables.ended_by.get(claim.job) != claim.token:
+        return None
+    state = tables.jobs[claim.job].state
+    return {JobState.RUNNING: JobState.PENDING, JobState.PENDING: state, JobState.FAILED: state}.get(state)
+
+
 def _end(
     tables: Tables, job: Job, state: JobState, now: dt.datetime, *, result: Mapping[str, object] | None = None,
     error: str | None,
 ) -> None:  # fmt: skip
     tables.claims.pop(job.number, None)
+    tables.ended_by.pop(job.number, None)
     tables.kept_states.pop(job.number, None)
     tables.jobs[job.number] = replace(
         job, state=state, finished_at=now, result=result, error=error, claim=None, held=False
@@ -291,5 +313,6 @@ def _wait_again(tables: Tables, job: Job, run_at: dt.datetime, now: dt.datetime,
         _end(tables, job, JobState.FAILED, now, error=words if error is None else f"{error}\n{words}")
         return JobState.FAILED
     tables.claims.pop(job.number, None)
+    tables.ended_by.pop(job.number, None)
     tables.jobs[job.number] = replace(job, state=JobState.PENDING, run_at=run_at, error=error, claim=None)
     return JobState.PENDING

@@ -108,7 +108,7 @@ class Tables:
     jobs: dict[int, Job] = field(default_factory=dict)
     claims: dict[int, uuid.UUID] = field(default_factory=dict)
     """Job → token of who works on it."""
-    completed_by: dict[int, uuid.UUID] = field(default_factory=dict)
+    ended_by: dict[int, uuid.UUID] = field(default_factory=dict)
     kept_states: dict[int, Mapping[str, object]] = field(default_factory=dict)
     paused_types: set[str] = field(default_factory=set)
     cron: dict[str, CronRow] = field(default_factory=dict)

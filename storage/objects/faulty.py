@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import trio
 
-from storage.errors import ObjectMissing, StoreFull, StoreUnavailable
+from storage.errors import ObjectMissing, ObjectUnreadable, StoreFull, StoreUnavailable
 from storage.object_store import ObjectStore, ReadRange
 from storage.objects.wrapped import WrappedStore
 
@@ -48,6 +48,8 @@ class Fault:
     delay_s: float = 0.0
     """F11: slow but alive."""
     temporary: bool = True
+    unreadable: bool = False
+    """This content cannot be read, others can."""
 
 
 Decide = Callable[[Call], Fault | None]
@@ -128,6 +130,8 @@ class FaultyStore(WrappedStore):
             await trio.sleep(fault.delay_s)
         if fault.full:
             raise StoreFull("injected: no room")
+        if fault.unreadable:
+            raise ObjectUnreadable("injected: unreadable")
         if fault.fail_before:
             raise StoreUnavailable("injected: refused", temporary=fault.temporary)
         if fault.vanish and operation in _READS:

@@ -26,9 +26,16 @@ from typing import TypeVar
 import trio
 
 from storage.environment import Environment, SystemEnvironment
-from storage.errors import ObjectDamaged, ObjectMissing, StorageError, StoreFull, StoreUnavailable
+from storage.errors import (
+    ObjectDamaged,
+    ObjectMissing,
+    ObjectUnreadable,
+    StorageError,
+    StoreFull,
+    StoreUnavailable,
+)
 from storage.layout import check_key
-from storage.object_store import ReadRange, StoredObject, StoreStatistics
+from storage.object_store import ReadRange, StoredObject, StoreStatistics, UrlSigning
 from storage.objects.durability import Durability, Settler, sync_directory, write_new
 from wire.ids import Scheme
 
@@ -143,8 +150,12 @@ class FilesystemStore:
         limiter = self._limiter.statistics()
         return replace(self._statistics, running=limiter.borrowed_tokens, waiting=limiter.tasks_waiting)
 
+    def signing(self) -> UrlSigning | None:
+        """See ``ObjectStore``; it is reached through the daemon."""
+        return None
+
     async def sweep_temporary(self, older_than_s: float) -> int:
-        """Remove temporary files nobody can be writing any more; gives how many."""
+        """See ``ObjectStore``: temporary files."""
         limit = self._environment.now().timestamp() - older_than_s
         return await self._in_thread(lambda: _sweep(self._root / _TEMPORARY, limit))
 
@@ -332,7 +343,7 @@ class _Opened:
 def _translate(error: OSError) -> StorageError:
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return StoreFull(str(error))
-    return StoreUnavailable(str(error), temporary=error.errno in _TEMPORARY_ERRNOS)
+    return StoreUnavailable(str(error)) if error.errno in _TEMPORARY_ERRNOS else ObjectUnreadable(str(error))
 
 
 def _prepare(root: Path) -> set[Path]:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-from storage.object_store import ObjectStore, ReadRange, StoredObject, StoreStatistics
+from storage.object_store import ObjectStore, ReadRange, StoredObject, StoreStatistics, UrlSigning
 
 
 class WrappedStore:
@@ -53,6 +53,14 @@ class WrappedStore:
         """See ``ObjectStore``."""
         return self.inner.scan(prefix)
 
+    async def sweep_temporary(self, older_than_s: float) -> int:
+        """See ``ObjectStore``."""
+        return await self.inner.sweep_temporary(older_than_s)
+
     def statistics(self) -> StoreStatistics:
         """See ``ObjectStore``."""
         return self.inner.statistics()
+
+    def signing(self) -> UrlSigning | None:
+        """See ``ObjectStore``."""
+        return self.inner.signing()

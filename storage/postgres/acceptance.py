@@ -40,22 +40,32 @@ _q_fix_scheme = """
 _branch_there = """
     SELECT 1 FROM branches WHERE repo = %(repo)s AND name = %(branch)s AND head = %(new)s FOR UPDATE
 """
-_accept = f"""
-    , logged AS (
+
+
+def accepted(size: str) -> str:
+    """Give the parts of a statement that accept a push whose branch was ``swapped``; ``size`` is all it has brought."""
+    return f"""
+    logged AS (
         INSERT INTO branch_log (repo, branch, old, new, handle, push, forced, at)
         SELECT %(repo)s, %(branch)s, %(old)s, %(new)s, handle, push, %(forced)s, %(now)s
         FROM pushes WHERE push = %(push)s AND %(is_change)s AND EXISTS (SELECT 1 FROM swapped)
     ), finished AS (
-        UPDATE pushes SET state = {PushState.ACCEPTED.value}, verdict = %(verdict)s, finished_at = %(now)s
+        UPDATE pushes SET state = {PushState.ACCEPTED.value}, verdict = %(verdict)s, finished_at = %(now)s,
+                          record_pack = %(record_pack)s
         WHERE push = %(push)s AND EXISTS (SELECT 1 FROM swapped)
     ), settled AS (
-        {usage.add_to_repository} WHERE %(bytes)s > 0 AND EXISTS (SELECT 1 FROM swapped) {usage.once_it_has_some}
+        {usage.add_to_repository(size)} WHERE {size} > 0 AND EXISTS (SELECT 1 FROM swapped) {usage.once_it_has_some}
         RETURNING 1
     ), {jobs.queued("(SELECT count(*) FROM settled) >= 0 AND EXISTS (SELECT 1 FROM swapped)")}
+    """
+
+
+_result = """
     SELECT (SELECT 1 FROM swapped), r.owner, (SELECT quota_bytes FROM owner_quotas q WHERE q.owner = r.owner),
-           CASE WHEN cardinality(%(types)s::text[]) > 0 THEN pg_notify(%(channel)s, '') END
+           CASE WHEN %(wakes)s THEN pg_notify(%(channel)s, '') END
     FROM repositories r WHERE r.repo = %(repo)s
 """
+_accept = f", {accepted('%(bytes)s')} {_result}"
 _q_accept_new = f"WITH swapped AS ({insert_branch} RETURNING 1) {_accept}"
 _q_accept_moved = f"WITH swapped AS ({move_branch} RETURNING 1) {_accept}"
 _q_accept_there = f"WITH swapped AS MATERIALIZED ({_branch_there}) {_accept}"
@@ -95,7 +105,7 @@ def lock_attempt(connection: Connection, ticket: PushTicket, scheme: Scheme) -> 
 
 def accept_current(
     connection: Connection, ticket: PushTicket, move: BranchMove, verdict: Mapping[str, object], now: dt.datetime,
-    size: int, new_jobs: Sequence[NewJob], quota: int,
+    size: int, new_jobs: Sequence[NewJob], quota: int, record_pack: bytes | None = None,
 ) -> MoveResult:  # fmt: skip
     """Accept a push that :func:`lock_attempt` has found to be current; ``size`` is all it has brought.
 
@@ -103,7 +113,7 @@ def accept_current(
     """
     arguments = {
         "repo": ticket.repo, "push": ticket.number, "branch": move.branch, "old": move.old, "new": move.new,
-        "forced": move.forced, "is_change": move.old != move.new, "now": now, "bytes": size,
+        "forced": move.forced, "is_change": move.old != move.new, "now": now, "bytes": size, "record_pack": record_pack,
         "verdict": Json(dict(verdict)), **jobs.job_arguments(new_jobs),
     }  # fmt: skip
     done = connection.execute(_q_accept_new if move.old is None else _q_accept_moved, arguments).fetchone()

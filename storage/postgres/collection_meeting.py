@@ -60,9 +60,12 @@ def hold_lease(connection: Connection, lease: uuid.UUID) -> None:
 
 
 def meet_marks(
-    connection: Connection, scheme: Scheme, pack_ids: Sequence[bytes], blobs: Sequence[StoredBlob], recorder: Recorder
-) -> None:
+    connection: Connection, scheme: Scheme, pack_ids: Sequence[bytes], blobs: Sequence[StoredBlob], recorder: Recorder,
+    *, moved: bool = False,
+) -> None:  # fmt: skip
     """Take away the marks of what is about to be recorded; both sequences in order of id.
+
+    What is only ``moved`` is nobody's the more for it, and stays marked.
 
     Raises:
         Tombstoned: its bytes are being deleted, or were, perhaps after the recorder has put them there.
@@ -86,6 +89,8 @@ def meet_marks(
         waits = kind == OBJECT and places[object_id].content is not None
         if state == TOMBSTONED or (state == BURIED and not (is_older or waits)):
             raise Tombstoned(object_id.hex())
+        if moved and state == MARKED:
+            continue
         cleared[kind].append(object_id)
     for kind, ids in cleared.items():
         if ids:

@@ -74,7 +74,7 @@ def promote_cached(connection: Connection, entries: Sequence[int], lease: uuid.U
     for scheme, object_id, size in connection.execute(_q_entries, arguments, binary=True):
         blobs.setdefault(Scheme(scheme), []).append(StoredBlob(object_id, size))
     for of_scheme, stored in blobs.items():
-        meet_marks(connection, of_scheme, [], stored, Recorder(lease=lease))
+        meet_marks(connection, of_scheme, [], stored, Recorder(lease=lease), moved=True)
     connection.execute(_q_lock, arguments)
     return connection.execute(_q_promote, arguments).rowcount
 

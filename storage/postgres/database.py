@@ -96,12 +96,19 @@ class DatabaseStatistics:
 
 
 _SINGLE: set[Callable[..., object]] = set()
+_IN_TURN: set[Callable[..., object]] = set()
 
 
 def one_statement(function: Callable[..., T]) -> Callable[..., T]:
     """Mark a function that runs one statement at most: it needs neither a BEGIN nor a COMMIT around it."""
     _SINGLE.add(function)
     return function
+
+
+def one_large_statement(function: Callable[..., T]) -> Callable[..., T]:
+    """Mark a function that runs one statement at most, which is work for a core: it takes its turn as others do."""
+    _IN_TURN.add(function)
+    return one_statement(function)
 
 
 class Database:
@@ -170,7 +177,8 @@ class Database:
         job = _Job(self._pool, self._threads, function, arguments)
         answer_s = self._settings.statement_timeout_s + ANSWER_GRACE_S
         async with contextlib.AsyncExitStack() as line:  # waiting in line can be cancelled freely
-            turn = None if function in _SINGLE else await line.enter_async_context(Turn(self._turns))
+            passes = function in _SINGLE and function not in _IN_TURN
+            turn = None if passes else await line.enter_async_context(Turn(self._turns))
             await line.enter_async_context(self._slots)
             await job.in_thread(answer_s, turn)
         await trio.lowlevel.checkpoint_if_cancelled()

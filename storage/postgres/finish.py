@@ -29,5 +29,5 @@ def finish_push(
     snapshots, commits = insert_history(connection, ticket, scheme, rows.snapshots, rows.commits)
     words = verdict(Written(blobs, snapshots, commits))
     size += attempt.brought_bytes + record_bytes
-    result = accept_current(connection, ticket, move, words, now, size, new_jobs, quota)
+    result = accept_current(connection, ticket, move, words, now, size, new_jobs, quota, rows.record_pack)
     return replace(result, verdict=words) if result.outcome is Outcome.MOVED else result

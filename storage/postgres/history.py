@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from storage.index import READ_BYTES
 from storage.postgres.arrays import Byteas, Int8s
 from storage.postgres.database import Connection, one_statement
+from storage.postgres.large_bodies import body_bytes
 from storage.postgres.pushes import require_current
 from storage.rows import CommitRow, PushTicket, SnapshotRef, SnapshotRow
 from wire.graph import CommitFacts
@@ -16,24 +17,33 @@ from wire.ids import Scheme
 # Each id is looked up by key on its own, see ``storage.postgres.blobs``.
 # What belongs together is one statement. Its parts run in order, so that all pushes take locks in the same one: each
 # asks for what the one before it gave.
-_snapshots = """
+
+
+def snapshot_parts(condition: str) -> str:
+    """Give the parts of a statement that record the snapshots of :func:`snapshot_arguments`."""
+    return f"""
     stored_snapshots AS (
         INSERT INTO snapshots (snapshot_id, scheme, base_id, depth, delta, "full")
         SELECT new.id, %(scheme)s, new.base, new.depth, new.delta, new.whole
         FROM unnest(%(snapshots)b, %(bases)b, %(depths)b, %(deltas)b, %(wholes)b)
              AS new (id, base, depth, delta, whole)
+        WHERE {condition}
         ON CONFLICT DO NOTHING RETURNING 1
     ), added_snapshots AS (
         INSERT INTO snapshot_refs (repo, snapshot_id, push, extras)
         SELECT %(repo)s, new.id, %(push)s, new.extras
         FROM unnest(%(snapshots)b, %(extras)b) AS new (id, extras)
-        WHERE (SELECT count(*) FROM stored_snapshots) >= 0
+        WHERE {condition} AND (SELECT count(*) FROM stored_snapshots) >= 0
           AND NOT EXISTS (SELECT 1 FROM snapshot_refs r JOIN pushes p USING (push)
                           WHERE r.repo = %(repo)s AND r.snapshot_id = new.id AND p.state = 1 OFFSET 0)
         ON CONFLICT DO NOTHING RETURNING 1
     )
 """
-_commits = """
+
+
+def commit_parts(condition: str) -> str:
+    """Give the parts of a statement that record the commits of :func:`commit_arguments`."""
+    return f"""
     stored_commits AS (
         INSERT INTO commits (commit_id, scheme, parents, snapshot_id, generation)
         SELECT new.id, %(scheme)s,
@@ -41,27 +51,29 @@ _commits = """
                      FROM generate_series(1, octet_length(new.parents), 32) AS at ORDER BY at),
                new.snapshot, new.generation
         FROM unnest(%(commits)b, %(parents)b, %(roots)b, %(generations)b) AS new (id, parents, snapshot, generation)
-        WHERE (SELECT count(*) FROM {after}) >= 0
+        WHERE {condition}
         ON CONFLICT DO NOTHING RETURNING 1
     ), stored_records AS (
         INSERT INTO commit_records (record_id, record)
         SELECT * FROM unnest(%(records)b, %(bodies)b) AS new (id, body)
-        WHERE (SELECT count(*) FROM stored_commits) >= 0 ORDER BY 1
+        WHERE {condition} AND (SELECT count(*) FROM stored_commits) >= 0 ORDER BY 1
         ON CONFLICT DO NOTHING RETURNING 1
     ), added_commits AS (
         INSERT INTO commit_refs (repo, commit_id, push, record_id)
         SELECT %(repo)s, new.id, %(push)s, new.record
         FROM unnest(%(commits)b, %(records)b) AS new (id, record)
-        WHERE (SELECT count(*) FROM stored_records) >= 0
+        WHERE {condition} AND (SELECT count(*) FROM stored_records) >= 0
           AND NOT EXISTS (SELECT 1 FROM commit_refs r JOIN pushes p USING (push)
                           WHERE r.repo = %(repo)s AND r.commit_id = new.id AND p.state = 1 OFFSET 0)
         ON CONFLICT DO NOTHING RETURNING 1
     )
 """
-_q_insert_snapshots = f"WITH {_snapshots} SELECT count(*) FROM added_snapshots"
-_q_insert_commits = f"WITH {_commits.format(after='(VALUES (0)) AS nothing')} SELECT count(*) FROM added_commits"
+
+
+_q_insert_snapshots = f"WITH {snapshot_parts('true')} SELECT count(*) FROM added_snapshots"
+_q_insert_commits = f"WITH {commit_parts('true')} SELECT count(*) FROM added_commits"
 _q_insert_history = f"""
-    WITH {_snapshots}, {_commits.format(after="added_snapshots")}
+    WITH {snapshot_parts("true")}, {commit_parts("(SELECT count(*) FROM added_snapshots) >= 0")}
     SELECT (SELECT count(*) FROM added_snapshots), (SELECT count(*) FROM added_commits)
 """
 # What an earlier attempt has recorded was new to the repository, too.
@@ -118,12 +130,12 @@ _q_ancestry = """
 # Of bodies only so many are read that they fit into memory: what lies before each is summed up, in order of asking,
 # and a length is known without reading the body.
 _q_commit_records = """
-    SELECT id, record FROM (
-        SELECT wanted.id, first.record, wanted.at,
+    SELECT id, record, record_id FROM (
+        SELECT wanted.id, first.record, first.record_id, wanted.at,
                sum(octet_length(first.record)) OVER (ORDER BY wanted.at) - octet_length(first.record) AS before
         FROM unnest(%(ids)b) WITH ORDINALITY AS wanted (id, at)
         CROSS JOIN LATERAL (
-            SELECT b.record FROM commit_refs r
+            SELECT b.record, b.record_id FROM commit_refs r
             JOIN pushes p ON p.push = r.push AND p.state = 1
             JOIN commit_records b USING (record_id)
             WHERE r.repo = %(repo)s AND r.commit_id = wanted.id ORDER BY r.push LIMIT 1
@@ -132,13 +144,14 @@ _q_commit_records = """
     WHERE before < %(most)s ORDER BY at
 """
 _snapshot_columns = 'snapshot_id, base_id, depth, delta, "full"'
-_q_snapshot_deltas = """
+_q_snapshot_deltas = f"""
     SELECT id, base_id, depth, delta, NULL FROM (
         SELECT wanted.id, s.base_id, s.depth, s.delta, wanted.at,
-               sum(octet_length(s.delta)) OVER (ORDER BY wanted.at) - octet_length(s.delta) AS before
+               sum(s.size) OVER (ORDER BY wanted.at) - s.size AS before
         FROM unnest(%(ids)b) WITH ORDINALITY AS wanted (id, at)
         CROSS JOIN LATERAL (
-            SELECT * FROM snapshots WHERE snapshot_id = wanted.id AND scheme = %(scheme)s OFFSET 0
+            SELECT *, {body_bytes("delta")} AS size
+            FROM snapshots WHERE snapshot_id = wanted.id AND scheme = %(scheme)s OFFSET 0
         ) AS s
     ) AS sized
     WHERE before < %(most)s ORDER BY at
@@ -186,7 +199,7 @@ def insert_snapshots(
     connection: Connection, ticket: PushTicket, scheme: Scheme, snapshots: Sequence[SnapshotRef]
 ) -> int:
     """Record snapshots of an attempt that is known to be the current one."""
-    arguments = _arguments(ticket, scheme) | _snapshot_arguments(snapshots)
+    arguments = _arguments(ticket, scheme) | snapshot_arguments(snapshots)
     added = _count(connection, _q_insert_snapshots, arguments)
     return added if ticket.attempt == 1 else _count(connection, _q_own_snapshots, arguments)
 
@@ -199,7 +212,7 @@ def record_commits(connection: Connection, ticket: PushTicket, scheme: Scheme, c
 
 def insert_commits(connection: Connection, ticket: PushTicket, scheme: Scheme, commits: Sequence[CommitRow]) -> int:
     """Record commits of an attempt that is known to be the current one."""
-    arguments = _arguments(ticket, scheme) | _commit_arguments(commits)
+    arguments = _arguments(ticket, scheme) | commit_arguments(commits)
     added = _count(connection, _q_insert_commits, arguments)
     return added if ticket.attempt == 1 else _count(connection, _q_own_commits, arguments)
 
@@ -211,7 +224,7 @@ def insert_history(
     """Record both of an attempt that is known to be the current one; gives how many were new to the repository."""
     if not snapshots and not commits:
         return 0, 0
-    arguments = _arguments(ticket, scheme) | _snapshot_arguments(snapshots) | _commit_arguments(commits)
+    arguments = _arguments(ticket, scheme) | snapshot_arguments(snapshots) | commit_arguments(commits)
     row = connection.execute(_q_insert_history, arguments).fetchone()
     assert row is not None
     if ticket.attempt == 1:
@@ -256,7 +269,11 @@ def commit_records(connection: Connection, repo: int, commit_ids: Sequence[bytes
     """See ``History.commit_records``."""
     arguments = {"repo": repo, "ids": Byteas(commit_ids), "most": READ_BYTES}
     rows = connection.execute(_q_commit_records, arguments, binary=True)
-    return {bytes(commit_id): bytes(record) for commit_id, record in rows}
+    return {  # what is not what was written is as good as lost, also in what no commit's id covers
+        bytes(commit_id): bytes(record)
+        for commit_id, record, record_id in rows
+        if hashlib.sha256(record).digest() == record_id
+    }
 
 
 @one_statement
@@ -294,7 +311,8 @@ def _arguments(ticket: PushTicket, scheme: Scheme) -> dict[str, object]:
 
 
 # Pushes that bring the same rows wait for each other: in one order, or they would wait in a circle.
-def _snapshot_arguments(snapshots: Sequence[SnapshotRef]) -> dict[str, object]:
+def snapshot_arguments(snapshots: Sequence[SnapshotRef]) -> dict[str, object]:
+    """Give what :func:`snapshot_parts` takes, in order of id."""
     refs = sorted(snapshots, key=lambda ref: ref.row.snapshot_id)
     rows = [ref.row for ref in refs]
     return {
@@ -307,7 +325,8 @@ def _snapshot_arguments(snapshots: Sequence[SnapshotRef]) -> dict[str, object]:
     }
 
 
-def _commit_arguments(commits: Sequence[CommitRow]) -> dict[str, object]:
+def commit_arguments(commits: Sequence[CommitRow]) -> dict[str, object]:
+    """Give what :func:`commit_parts` takes, in order of id."""
     commits = sorted(commits, key=lambda c: c.commit_id)
     return {
         "commits": Byteas([c.commit_id for c in commits]),

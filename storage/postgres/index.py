@@ -6,6 +6,7 @@ import datetime as dt
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import Self
 
 from storage.environment import Environment, SystemEnvironment
@@ -14,12 +15,14 @@ from storage.job_rows import NewJob
 from storage.layout import Place
 from storage.postgres import (
     access,
+    at_once,
     blobs,
     branches,
     finish,
     held,
     history,
     identities,
+    large_bodies,
     pushes,
     repositories,
     schemes,
@@ -28,9 +31,12 @@ from storage.postgres import (
 from storage.postgres.collection_index import PostgresCollection
 from storage.postgres.content_cache_index import PostgresContentCache
 from storage.postgres.database import Connection, Database, DatabaseSettings, DatabaseStatistics
+from storage.postgres.fsck_index import PostgresFsck
 from storage.postgres.insights_index import PostgresInsights
 from storage.postgres.job_index import PostgresJobs
+from storage.postgres.journal_index import PostgresJournal
 from storage.postgres.labels_index import PostgresLabels
+from storage.postgres.left_behind import PostgresLeftBehind
 from storage.postgres.listener import listen
 from storage.postgres.pack_repair_index import PostgresPackRepairs
 from storage.postgres.prebuilt_index import PostgresPrebuilt
@@ -63,8 +69,8 @@ from wire.ids import Scheme
 
 
 class PostgresIndex(
-    PostgresContentCache, PostgresPackRepairs, PostgresPrebuilt, PostgresInsights, PostgresJobs, PostgresCollection,
-    PostgresLabels,
+    PostgresContentCache, PostgresFsck, PostgresPackRepairs, PostgresPrebuilt, PostgresInsights, PostgresJobs,
+    PostgresCollection, PostgresLabels, PostgresLeftBehind, PostgresJournal,
 ):  # fmt: skip
     """See ``storage.index.Index`` for what each operation promises."""
 
@@ -173,6 +179,10 @@ class PostgresIndex(
         return await self.database.run(blobs.known_blobs, repo, scheme, object_ids, push)
 
     async def record_blobs(self, ticket: PushTicket, scheme: Scheme, stored: Sequence[StoredBlob]) -> int:
+        if at_once.is_usual(ticket, stored, self._owner_quota):
+            added = await self.database.run(at_once.record_at_once, ticket, scheme, stored)
+            if added is not None:
+                return added
         written = await self.database.run(blobs.record_blobs, ticket, scheme, stored, self._owner_quota)
         if isinstance(written, QuotaExceeded):
             raise written
@@ -188,12 +198,21 @@ class PostgresIndex(
         return await self.database.run(history.lacking_commits, ticket, commit_ids)
 
     async def record_snapshots(self, ticket: PushTicket, scheme: Scheme, snapshots: Sequence[SnapshotRef]) -> int:
-        return await self.database.run(history.record_snapshots, ticket, scheme, snapshots)
+        refs = await large_bodies.put_apart(self.database, snapshots)
+        if ticket.attempt == 1:
+            added = await self.database.run(at_once.record_snapshots_at_once, ticket, scheme, refs)
+            if added is not None:
+                return added
+        return await self.database.run(history.record_snapshots, ticket, scheme, refs)
 
     async def snapshot_depths(self, scheme: Scheme, snapshot_ids: Sequence[bytes]) -> dict[bytes, int]:
         return await self.database.run(history.snapshot_depths, scheme, snapshot_ids)
 
     async def record_commits(self, ticket: PushTicket, scheme: Scheme, commits: Sequence[CommitRow]) -> int:
+        if ticket.attempt == 1:
+            added = await self.database.run(at_once.record_commits_at_once, ticket, scheme, commits)
+            if added is not None:
+                return added
         return await self.database.run(history.record_commits, ticket, scheme, commits)
 
     async def accept_push(
@@ -221,8 +240,13 @@ class PostgresIndex(
         record_bytes: int = 0,
         new_jobs: Sequence[NewJob] = (),
     ) -> MoveResult:
-        arguments = (ticket, scheme, rows, move, verdict, now, record_bytes, new_jobs, self._owner_quota)
-        return await self.database.run(finish.finish_push, *arguments)
+        rows = replace(rows, snapshots=await large_bodies.put_apart(self.database, rows.snapshots))
+        arguments = (ticket, scheme, rows, move, verdict, now, record_bytes, new_jobs)
+        if at_once.is_usual(ticket, rows.blobs, self._owner_quota) and move.old != move.new:
+            result = await self.database.run(at_once.finish_at_once, *arguments)
+            if result is not None:
+                return result
+        return await self.database.run(finish.finish_push, *arguments, self._owner_quota)
 
     async def refuse_push(self, ticket: PushTicket, verdict: Mapping[str, object], now: dt.datetime) -> None:
         await self.database.run(pushes.refuse_push, ticket, verdict, now)
@@ -288,13 +312,15 @@ class PostgresIndex(
         return await self.database.run(history.commit_records, repo, commit_ids)
 
     async def snapshot_deltas(self, scheme: Scheme, snapshot_ids: Sequence[bytes]) -> dict[bytes, SnapshotRow]:
-        return await self.database.run(history.snapshot_deltas, scheme, snapshot_ids)
+        rows = await self.database.run(history.snapshot_deltas, scheme, snapshot_ids)
+        return {found: await large_bodies.together(self.database, row) for found, row in rows.items()}
 
     async def snapshot_extras(self, repo: int, snapshot_ids: Sequence[bytes]) -> dict[bytes, bytes]:
         return await self.database.run(history.snapshot_extras, repo, snapshot_ids)
 
     async def snapshot_chain(self, scheme: Scheme, snapshot_id: bytes) -> list[SnapshotRow]:
-        return await self.database.run(history.snapshot_chain, scheme, snapshot_id)
+        rows = await self.database.run(history.snapshot_chain, scheme, snapshot_id)
+        return [await large_bodies.together(self.database, row) for row in rows]
 
     async def places(self, scheme: Scheme, object_ids: Sequence[bytes]) -> dict[bytes, Place]:
         return await self.database.run(blobs.places, scheme, object_ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 
 from storage.job_rows import (
     ATTEMPTS_MOST,
@@ -19,6 +20,7 @@ from storage.job_rows import (
 )
 from storage.postgres import jobs, jobs_claims, jobs_cron, jobs_endings, jobs_listing, jobs_operations
 from storage.postgres.database import Database
+from storage.postgres.jobs_grouped import GroupedCompletions
 
 
 class PostgresJobs:
@@ -26,11 +28,18 @@ class PostgresJobs:
 
     database: Database
 
+    @cached_property
+    def _completions(self) -> GroupedCompletions:
+        return GroupedCompletions(partial(self.database.run, jobs_endings.complete_jobs))
+
     async def enqueue_jobs(self, repo: int, new_jobs: Sequence[NewJob], now: dt.datetime) -> list[int]:
         return await self.database.run(jobs.enqueue_jobs, repo, new_jobs, now)
 
     async def claim_jobs(self, room: Mapping[str, int], most: int, worker: str, now: dt.datetime) -> list[ClaimedJob]:
         return await self.database.run(jobs_claims.claim_jobs, room, most, worker, now)
+
+    async def claims_of(self, worker: str) -> set[Claim]:
+        return await self.database.run(jobs_claims.claims_of, worker)
 
     async def beat_claims(self, beats: Mapping[Claim, JobProgress | None], now: dt.datetime) -> set[Claim]:
         return await self.database.run(jobs_claims.beat_claims, beats, now)
@@ -39,7 +48,7 @@ class PostgresJobs:
         return await self.database.run(jobs_claims.keep_state, claim, state, now)
 
     async def complete_job(self, claim: Claim, result: Mapping[str, object], now: dt.datetime) -> bool:
-        return await self.database.run(jobs_endings.complete_job, claim, result, now)
+        return await self._completions.record(jobs_endings.completion(claim, result, now))
 
     async def fail_job(
         self, claim: Claim, error: str, now: dt.datetime, again_at: dt.datetime | None, most: int = ATTEMPTS_MOST

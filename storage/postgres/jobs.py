@@ -15,7 +15,7 @@ import datetime as dt
 import json
 from collections.abc import Sequence
 
-from storage.job_rows import JOBS_CHANNEL, PAYLOAD_MEMBERS, WHOLE, NewJob
+from storage.job_rows import JOBS_CHANNEL, PAYLOAD_MEMBERS, WHOLE, NewJob, wakes
 from storage.postgres.database import Connection
 
 
@@ -42,7 +42,7 @@ def queued(condition: str = "true") -> str:
     )"""
 
 
-_q_enqueue = f"WITH {queued()} SELECT pg_notify(%(channel)s, '')"
+_q_enqueue = f"WITH {queued()} SELECT CASE WHEN %(wakes)s THEN pg_notify(%(channel)s, '') END"
 _q_waiting = """
     SELECT j.job FROM unnest(%(types)s::text[]) AS new (type)
     CROSS JOIN LATERAL (SELECT job FROM jobs WHERE repo = %(repo)s AND type = new.type AND state = 0 OFFSET 0) AS j
@@ -51,7 +51,7 @@ _q_waiting = """
 
 
 def enqueue(connection: Connection, repo: int, jobs: Sequence[NewJob], now: dt.datetime) -> None:
-    """Enqueue jobs of different types, at once, and wake who claims when the transaction has ended."""
+    """Enqueue jobs of different types, at once, and wake who claims, if there is one for now, at the end of it all."""
     if not jobs:
         return
     connection.execute(_q_enqueue, {"repo": repo, "now": now, **job_arguments(jobs)})
@@ -65,6 +65,7 @@ def job_arguments(jobs: Sequence[NewJob]) -> dict[str, object]:
         "payloads": [json.dumps(dict(job.payload)) for job in jobs],
         "delays": [job.delay_s for job in jobs],
         "channel": JOBS_CHANNEL,
+        "wakes": wakes(jobs),
     }
 
 

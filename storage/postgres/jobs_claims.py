@@ -28,14 +28,17 @@ CLAIM_TRIES = 5
 
 # What is ready is looked up without a lock, of each type as much as there is room for. The most urgent are then locked
 # one by one until there are enough, and one that somebody else has locked is left out: so nobody locks more than it
-# takes, or another would find too little. `seen` tells whether anything was left out. (`state < 1` keeps the planner
-# from looking for a number in an index of all that wait.)
+# takes, or another would find too little. `seen` tells whether anything was left out. (`state + 0` is the condition of
+# the one index to claim by, and `state < 1` keeps the planner from looking for a number in an index of all that wait.)
+# A claim does not wait for the disk: one that is lost with the server leaves its job waiting, and its worker finds it
+# gone with the next heartbeat.
 _q_claim = """
     WITH ready AS MATERIALIZED (
         SELECT r.job, r.priority, r.run_at FROM unnest(%(types)s::text[], %(rooms)s::bigint[]) AS w (type, room)
         CROSS JOIN LATERAL (
             SELECT j.job, j.priority, j.run_at FROM jobs j
-            WHERE j.type = w.type AND j.state = 0 AND NOT j.held AND j.run_at <= %(now)s AND j.job <> ALL (%(but)b)
+            WHERE j.type = w.type AND (j.state + 0) = 0 AND NOT j.held AND j.run_at <= %(now)s
+                  AND j.job <> ALL (%(but)b)
                   AND NOT EXISTS (SELECT 1 FROM jobs o WHERE o.repo = j.repo AND o.type = w.type AND o.state = 1
                                   OFFSET 0)
             ORDER BY j.priority, j.run_at, j.job LIMIT w.room
@@ -56,8 +59,10 @@ _q_claim = """
         WHERE j.job = c.job AND j.job = ANY (ARRAY(SELECT job FROM taken))
         RETURNING j.job, c.token, j.repo, j.type, j.payload, j.attempts, j.created_at, j.kept, j.priority, j.run_at
     )
-    SELECT s.seen, c.* FROM (SELECT ARRAY(SELECT job FROM ready)) AS s (seen) LEFT JOIN claimed c ON true
+    SELECT ARRAY(SELECT job FROM ready), set_config('synchronous_commit', 'off', true), c.*
+    FROM (SELECT) AS always LEFT JOIN claimed c ON true
 """
+_q_claims_of = "SELECT job, token FROM job_claims WHERE worker = %s"
 # Locked one after the other, in the order they are given in. A heartbeat does not wait for the disk: another follows.
 _q_beat = """
     WITH alive AS MATERIALIZED (
@@ -128,12 +133,18 @@ def _claim(
             rows = connection.execute(_q_claim, arguments).fetchall()
         except pg_errors.UniqueViolation:
             continue
-        found = sorted((row[1:] for row in rows if row[1] is not None), key=lambda row: (row[8], row[9], row[0]))
+        found = sorted((row[2:] for row in rows if row[2] is not None), key=lambda row: (row[8], row[9], row[0]))
         return set(rows[0][0]), [
             ClaimedJob(Claim(number, token), repo, kind, payload, attempt, created, kept or {})
             for number, token, repo, kind, payload, attempt, created, kept, _, _ in found
         ]
     return set(), []
+
+
+@one_statement
+def claims_of(connection: Connection, worker: str) -> set[Claim]:
+    """See ``Jobs.claims_of``."""
+    return {Claim(job, token) for job, token in connection.execute(_q_claims_of, (worker,))}
 
 
 @one_statement

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,16 +28,29 @@ WAIT_TRIES = 10
 
 # Nobody waits for the disk here: a completion that is lost with the server leaves the job to its claim, which becomes
 # stale, and the job is done again, as after a crash just before it. What was committed earlier is not lost with it.
+# Several at once are locked in the order they are given in, by number.
 _q_complete = """
-    WITH gone AS (
-        DELETE FROM job_claims WHERE job = %(job)s AND token = %(token)s RETURNING job
+    WITH held AS MATERIALIZED (
+        SELECT b.* FROM unnest(%(jobs)b, %(tokens)s::uuid[], %(results)s::json[], %(ended)s::timestamptz[])
+            AS b (job, token, result, ended)
+        CROSS JOIN LATERAL (
+            SELECT 1 FROM job_claims l WHERE l.job = b.job AND l.token = b.token FOR UPDATE OFFSET 0
+        ) AS l
+    ), gone AS (
+        DELETE FROM job_claims WHERE job = ANY (ARRAY(SELECT job FROM held)) RETURNING job
     )
-    UPDATE jobs SET state = 2, finished_at = %(now)s, result = %(result)s::json, error = NULL, kept = NULL,
-        held = false, completed_by = %(token)s
-    FROM gone WHERE jobs.job = gone.job
-    RETURNING set_config('synchronous_commit', 'off', true)
+    UPDATE jobs j SET state = 2, finished_at = held.ended, result = held.result, error = NULL, kept = NULL,
+        held = false, completed_by = held.token
+    FROM gone JOIN held USING (job)
+    WHERE j.job = gone.job AND j.job = ANY (ARRAY(SELECT job FROM gone))
+    RETURNING j.job, held.token, set_config('synchronous_commit', 'off', true)
 """
-_q_completed = "SELECT 1 FROM jobs WHERE job = %(job)s AND completed_by = %(token)s"
+_q_completed = """
+    SELECT b.job, b.token FROM unnest(%(jobs)b, %(tokens)s::uuid[]) AS b (job, token)
+    CROSS JOIN LATERAL (
+        SELECT 1 FROM jobs j WHERE j.job = b.job AND j.completed_by = b.token AND j.state = 2 OFFSET 0
+    ) AS j
+"""
 _q_take = """
     WITH held AS MATERIALIZED (
         SELECT b.job FROM unnest(%(jobs)b, %(tokens)s::uuid[]) AS b (job, token)
@@ -61,18 +75,21 @@ _q_take_stale = """
 """
 _q_fail = """
     UPDATE jobs SET state = 3, finished_at = %(now)s, result = NULL, error = %(error)s, kept = NULL, held = false,
-        attempts = %(attempts)s
+        attempts = %(attempts)s, completed_by = %(ended_by)s
     WHERE job = %(job)s
 """
+_q_failed = "SELECT state FROM jobs WHERE job = %s AND completed_by = %s"
+# Who waits is looked up by key: what statistics say of those that wait is always late.
 _q_give_way = f"""
     UPDATE jobs w SET payload = {merged_payload("w.payload", "own.payload")}
     FROM (SELECT repo, type, payload FROM jobs WHERE job = %s OFFSET 0) AS own
-    WHERE w.repo = own.repo AND w.type = own.type AND w.state = 0
+    CROSS JOIN LATERAL (SELECT job FROM jobs WHERE repo = own.repo AND type = own.type AND state = 0 OFFSET 0) AS other
+    WHERE w.job = other.job AND w.state < 1
     RETURNING w.job
 """
 _q_wait = """
     UPDATE jobs SET state = 0, run_at = %(run_at)s, error = %(error)s, attempts = %(attempts)s, result = NULL,
-        finished_at = NULL
+        finished_at = NULL, completed_by = %(ended_by)s
     WHERE job = %(job)s
 """
 _q_notify = "SELECT pg_notify(%s, '')"
@@ -91,17 +108,37 @@ class Taken:
     worker: str
 
 
-@one_statement
-def complete_job(connection: Connection, claim: Claim, result: Mapping[str, object], now: dt.datetime) -> bool:
-    """See ``Jobs.complete_job``.
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a claim has come to."""
 
-    When there is no claim to delete, a second look tells whether a call like this one has done it: it may have been
+    claim: Claim
+    result: str
+    """As JSON."""
+    ended: dt.datetime
+
+
+def completion(claim: Claim, result: Mapping[str, object], now: dt.datetime) -> Completion:
+    """Give a completion as it is recorded; raises ``ValueError`` or ``TypeError`` for a result that is no JSON."""
+    return Completion(claim, json.dumps(dict(result), allow_nan=False), now)
+
+
+@one_statement
+def complete_jobs(connection: Connection, completions: Sequence[Completion]) -> set[Claim]:
+    """Record that jobs of different claims are done; gives those whose claim held. See ``Jobs.complete_job``.
+
+    Where there is no claim to delete, a second look tells whether a call like this one has done it: it may have been
     on its way still, its connection lost, when the first statement began.
     """
-    arguments = {"job": claim.job, "token": claim.token, "now": now, "result": json.dumps(dict(result))}
-    if connection.execute(_q_complete, arguments).fetchone() is not None:
-        return True
-    return connection.execute(_q_completed, arguments).fetchone() is not None
+    ordered = sorted(completions, key=lambda one: one.claim.job)
+    arguments = {
+        "jobs": Int8s([one.claim.job for one in ordered]), "tokens": [one.claim.token for one in ordered],
+        "results": [one.result for one in ordered], "ended": [one.ended for one in ordered],
+    }  # fmt: skip
+    held = {Claim(job, token) for job, token, _ in connection.execute(_q_complete, arguments)}
+    if len(held) < len(ordered):
+        held |= {Claim(job, token) for job, token in connection.execute(_q_completed, arguments)}
+    return held
 
 
 def fail_job(
@@ -111,13 +148,13 @@ def fail_job(
     """See ``Jobs.fail_job``."""
     taken = _take(connection, [claim])
     if not taken:
-        return None
+        return _failed_already(connection, claim)
     (job,) = taken
     error = kept_error(error)
     if again_at is None or job.attempts >= most:
-        _fail(connection, job, now, error)
+        _fail(connection, job, now, error, ended_by=claim.token)
         return JobState.FAILED
-    return wait_again(connection, job, again_at, now, error, job.attempts)
+    return wait_again(connection, job, again_at, now, error, job.attempts, claim.token)
 
 
 def return_jobs(connection: Connection, claims: Sequence[Claim], now: dt.datetime) -> int:
@@ -152,17 +189,18 @@ def recover_stale(
 
 
 def wait_again(
-    connection: Connection, job: Taken, run_at: dt.datetime, now: dt.datetime, error: str | None, attempts: int
-) -> JobState:
+    connection: Connection, job: Taken, run_at: dt.datetime, now: dt.datetime, error: str | None, attempts: int,
+    ended_by: uuid.UUID | None = None,
+) -> JobState:  # fmt: skip
     """Let a job that ran wait again, or give way to one of its type that waits already."""
     other = take_place(
         connection, job.number, _q_wait,
-        {"job": job.number, "run_at": run_at, "error": error, "attempts": attempts},
+        {"job": job.number, "run_at": run_at, "error": error, "attempts": attempts, "ended_by": ended_by},
     )  # fmt: skip
     if other is None:
         return JobState.PENDING
     words = f"job {other} goes on with it"
-    _fail(connection, job, now, words if error is None else f"{error}\n{words}", attempts)
+    _fail(connection, job, now, words if error is None else f"{error}\n{words}", attempts, ended_by)
     return JobState.FAILED
 
 
@@ -200,8 +238,20 @@ def _in_order(rows: Iterable[tuple[object, ...]]) -> list[Taken]:
     return sorted(taken, key=lambda job: (job.repo, job.type))
 
 
-def _fail(connection: Connection, job: Taken, now: dt.datetime, error: str, attempts: int | None = None) -> None:
+def _failed_already(connection: Connection, claim: Claim) -> JobState | None:
+    """Say again what a call like this one has come to, its answer lost; ``None`` when it was not by this claim."""
+    row = connection.execute(_q_failed, (claim.job, claim.token)).fetchone()
+    if row is None:
+        return None
+    return {0: JobState.PENDING, 1: JobState.PENDING, 3: JobState.FAILED}.get(row[0])
+
+
+def _fail(
+    connection: Connection, job: Taken, now: dt.datetime, error: str, attempts: int | None = None,
+    ended_by: uuid.UUID | None = None,
+) -> None:  # fmt: skip
     arguments = {
         "job": job.number, "now": now, "error": error, "attempts": job.attempts if attempts is None else attempts,
+        "ended_by": ended_by,
     }  # fmt: skip
     connection.execute(_q_fail, arguments)

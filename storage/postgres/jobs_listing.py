@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from storage.job_rows import LISTED_JOBS, ClaimFacts, Job, JobCounts, JobFilter, JobProgress, JobState
+from storage.job_rows import COUNTED_JOBS, LISTED_JOBS, ClaimFacts, Job, JobCounts, JobFilter, JobProgress, JobState
 from storage.postgres.database import Connection, one_statement
 
 _columns = """
@@ -30,12 +30,15 @@ _types = """
         FROM types WHERE types.type IS NOT NULL
     )
 """
+_of_type_and_state = f"""
+    (j.type, j.state::int, j.job) >= (types.type, wanted.state, 0)
+    AND (j.type, j.state::int, j.job) <= (types.type, wanted.state, {2**63 - 1})
+"""
 _q_list_of_types = f"""
     {_types}, newest AS MATERIALIZED (
         SELECT n.job FROM types CROSS JOIN unnest(%(states)s::int[]) AS wanted (state) CROSS JOIN LATERAL (
             SELECT j.job FROM jobs j
-            WHERE (j.type, j.state::int, j.job) >= (types.type, wanted.state, 0)
-                  AND (j.type, j.state::int, j.job) <= (types.type, wanted.state, {2**63 - 1})
+            WHERE {_of_type_and_state}
             ORDER BY j.type DESC, j.state::int DESC, j.job DESC LIMIT %(most)s
         ) AS n
         WHERE %(type)s::text IS NULL OR types.type = %(type)s
@@ -43,13 +46,24 @@ _q_list_of_types = f"""
     )
     SELECT {_columns} FROM newest JOIN jobs j USING (job) {_claim} ORDER BY j.job DESC
 """
-_q_count = """
-    SELECT type, state, count(*), min(run_at) FILTER (WHERE NOT held) FROM jobs WHERE state = 0 GROUP BY type, state
+# Of what has ended, the index alone is read.
+_q_count = f"""
+    {_types}
+    SELECT types.type, 0, n.count, n.oldest FROM types CROSS JOIN LATERAL (
+        SELECT count(*), min(f.run_at) FILTER (WHERE NOT f.held) AS oldest FROM (
+            SELECT j.run_at, j.held FROM (SELECT 0) AS wanted (state) CROSS JOIN jobs j WHERE {_of_type_and_state}
+            ORDER BY j.type, j.state::int, j.job LIMIT {COUNTED_JOBS}
+        ) AS f
+    ) AS n WHERE n.count > 0
     UNION ALL
-    SELECT type, state, count(*), NULL FROM jobs WHERE state = 1 GROUP BY type, state
-    UNION ALL
-    SELECT type, state, count(*), NULL FROM jobs WHERE state >= 2 GROUP BY type, state
-    ORDER BY type, state
+    SELECT types.type, wanted.state, n.count, NULL FROM types CROSS JOIN generate_series(1, 4) AS wanted (state)
+    CROSS JOIN LATERAL (
+        SELECT count(*) FROM (
+            SELECT j.job FROM jobs j WHERE {_of_type_and_state}
+            ORDER BY j.type, j.state::int, j.job LIMIT {COUNTED_JOBS}
+        ) AS f
+    ) AS n WHERE n.count > 0
+    ORDER BY 1, 2
 """
 
 

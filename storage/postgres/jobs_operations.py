@@ -17,10 +17,10 @@ _q_retry = """
 _q_drop_claim = "DELETE FROM job_claims WHERE job = %s"
 _q_cancel = """
     UPDATE jobs SET state = 4, finished_at = %(now)s, kept = NULL, held = false
-    WHERE job = %(job)s AND state IN (0, 1)
+    WHERE job = %(job)s AND state < 2
     RETURNING job
 """
-_q_hold = "UPDATE jobs SET held = %s WHERE job = %s AND state = 0 RETURNING job"
+_q_hold = "UPDATE jobs SET held = %s WHERE job = %s AND state < 1 RETURNING job"
 _q_pause = """
     INSERT INTO job_types (type, paused) VALUES (%s, %s) ON CONFLICT (type) DO UPDATE SET paused = excluded.paused
 """

@@ -10,7 +10,7 @@ from storage.postgres.arrays import Byteas, Int8s
 from storage.postgres.blobs import store_rows
 from storage.postgres.collection_meeting import Recorder, hold_lease
 from storage.postgres.database import Connection, one_statement
-from storage.rows import StoredBlob
+from storage.rows import PushState, StoredBlob
 from wire.ids import Scheme
 
 _q_look = """
@@ -45,13 +45,18 @@ _q_promote = """
     )
     DELETE FROM content_cache c USING moved WHERE c.blob_id = moved.blob_id AND c.scheme = %(scheme)s
 """
-_q_some_push = "SELECT push FROM branch_log WHERE repo = %s AND push IS NOT NULL ORDER BY branch, entry LIMIT 1"
-"""Pushes in the log were accepted; whichever brought an object, the repository holds it."""
+_q_brought = f"""
+    SELECT p.push FROM repositories r JOIN pushes p ON p.repo = r.repo AND p.collected = r.collected
+    WHERE r.repo = %s AND p.push_id = %s AND p.state = {PushState.ACCEPTED.value} FOR SHARE OF r
+"""
+"""Who collects from a repository locks its row, and counts."""
 _q_hold = """
     INSERT INTO blob_refs (repo, blob_id, push)
     SELECT %(repo)s, given.id, %(push)s FROM unnest(%(ids)b) AS given (id)
     ON CONFLICT DO NOTHING
 """
+_q_suspect = "INSERT INTO collect_suspects SELECT 0, %(scheme)s, given.id, false FROM unnest(%(ids)b) AS given (id)"
+"""What is mended here is recorded, so it was unmarked, and nobody may need it all the same."""
 _q_held_packs = """
     SELECT r.blob_id, (SELECT p.pack_id FROM packs p WHERE p.pack = b.pack)
     FROM (SELECT DISTINCT blob_id FROM blob_refs
@@ -62,18 +67,23 @@ _q_held_packs = """
 
 
 def complete_pack(
-    connection: Connection, repo: int, scheme: Scheme, objects: Sequence[StoredBlob], refs: bool,
-    lease: uuid.UUID | None = None,
+    connection: Connection, repo: int, scheme: Scheme, objects: Sequence[StoredBlob],
+    brought_by: uuid.UUID | None, lease: uuid.UUID | None = None,
 ) -> PackRepair:  # fmt: skip
     """See ``PackRepairs.complete_pack``."""
     if not objects:
         return PackRepair()
     arguments = {"repo": repo, "scheme": scheme.value, "pack_id": objects[0].pack_id}
-    rows = connection.execute(_q_look, {**arguments, **_columns(objects), "refs": refs}, binary=True).fetchall()
+    rows = connection.execute(
+        _q_look, {**arguments, **_columns(objects), "refs": brought_by is not None}, binary=True
+    ).fetchall()
     if not rows:
         return PackRepair()
     faulty = {object_id: tuple(faults) for object_id, *faults in rows}
     wrong = [blob for blob in objects if blob.object_id in faulty]
+    push = None
+    if brought_by is not None and any(unheld for *_, unheld in rows):
+        push = connection.execute(_q_brought, (repo, brought_by)).fetchone()
     if lease is not None:
         hold_lease(connection, lease)
     store_rows(connection, scheme, wrong, Recorder(lease=lease))  # also of rows that are there: nothing is collected
@@ -85,9 +95,10 @@ def complete_pack(
         connection.execute(_q_place, {**arguments, **_columns(misplaced)})
     if pending:
         connection.execute(_q_promote, {**arguments, **_columns(pending)})
-    push = connection.execute(_q_some_push, (repo,)).fetchone() if unheld else None
     held = 0
-    if push is not None:
+    if push is None:
+        connection.execute(_q_suspect, {"scheme": scheme.value, "ids": Byteas([blob.object_id for blob in wrong])})
+    else:
         held = connection.execute(_q_hold, {**arguments, **_columns(unheld), "push": push[0]}).rowcount
     return PackRepair(len(absent), len(misplaced), len(pending), held)
 

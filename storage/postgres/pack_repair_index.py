@@ -18,9 +18,15 @@ class PostgresPackRepairs:
     database: Database
 
     async def complete_pack(
-        self, repo: int, scheme: Scheme, objects: Sequence[StoredBlob], *, refs: bool, lease: uuid.UUID | None = None
+        self,
+        repo: int,
+        scheme: Scheme,
+        objects: Sequence[StoredBlob],
+        *,
+        brought_by: uuid.UUID | None,
+        lease: uuid.UUID | None = None,
     ) -> PackRepair:
-        return await self.database.run(pack_repair.complete_pack, repo, scheme, objects, refs, lease)
+        return await self.database.run(pack_repair.complete_pack, repo, scheme, objects, brought_by, lease)
 
     async def held_packs(self, repo: int, scheme: Scheme, after: bytes, most: int) -> tuple[set[bytes], bytes | None]:
         return await self.database.run(pack_repair.held_packs, repo, scheme, after, most)

@@ -10,7 +10,16 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from storage.postgres.database import Connection, one_statement
-from storage.rows import BranchLogEntry, BranchTip, NewRepository, Repository, RepositorySettings, Right, Visibility
+from storage.rows import (
+    BranchLogEntry,
+    BranchTip,
+    NewRepository,
+    Repository,
+    RepositorySettings,
+    Right,
+    Verify,
+    Visibility,
+)
 from wire.ids import Scheme
 
 repository_columns = "repo, repo_id, owner, slug, visibility, scheme, default_branch, domain, settings, created_at"
@@ -158,4 +167,6 @@ def settings_of(stored: dict[str, Any]) -> RepositorySettings:
         relaxed_paths=bool(stored.get("relaxed_paths", False)),
         require_signed_commits=bool(stored.get("require_signed_commits", False)),
         protected_branches=tuple(stored.get("protected_branches", ())),
+        verify=Verify(stored.get("verify", Verify.STRICT)),
+        opaque_ids=bool(stored.get("opaque_ids", False)),
     )

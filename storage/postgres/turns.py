@@ -1,9 +1,9 @@
-"""Turns of transactions of several statements: as many at once as there are cores, not as there are connections.
+"""Turns of transactions that are work for a core: one core fewer than there are, which is the interpreter's.
 
-The thread of a transaction has to get the interpreter back after each statement, while it holds a connection and
-locks. More such threads than cores do no more work, they only wait longer for each other. Who waits for something
-else, another transaction's lock or a slow server, gives its turn to the next one, so that a few of them cannot keep
-everybody waiting.
+Such a transaction holds a connection and locks while it waits for a core, and its thread for the interpreter, after
+each statement. More of them than cores do no more work, they only wait longer for each other, and for the rest. Who
+waits for something else, another transaction's lock or a slow server, gives its turn to the next one, so that a few
+of them cannot keep everybody waiting.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from typing import Self
 
 import trio
 
-LONG_S = 0.25
-"""What takes longer than this does not wait for the interpreter."""
-_LEAST = 2
+LONG_S = 0.1
+"""What takes longer than this does not wait for a core, but for a lock or a server far away."""
 
 
 def turns_at_once() -> int:
-    """Give how many transactions of several statements may run at once in one process."""
-    return max(_LEAST, len(os.sched_getaffinity(0)))
+    """Give how many such transactions may run at once in one process."""
+    return max(1, len(os.sched_getaffinity(0)) - 1)
 
 
 class Turn:

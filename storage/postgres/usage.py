@@ -35,9 +35,8 @@ _q_sizes = """
     SELECT sum(b.size)::bigint FROM unnest(%(ids)b) AS wanted (id)
     CROSS JOIN LATERAL (SELECT size FROM blobs WHERE blob_id = wanted.id AND scheme = %(scheme)s OFFSET 0) AS b
 """
-add_to_repository = "INSERT INTO repository_usage (repo, bytes) SELECT %(repo)s, %(bytes)s"
 once_it_has_some = "ON CONFLICT (repo) DO UPDATE SET bytes = repository_usage.bytes + excluded.bytes"
-"""Parts of the statement that accepts a push."""
+"""What ends a statement that begins with :func:`add_to_repository`."""
 _q_owner = "SELECT owner FROM repositories WHERE repo = %s"
 _q_quota = "SELECT quota_bytes FROM owner_quotas WHERE owner = %s"
 _q_lock_quota = """
@@ -74,6 +73,11 @@ _q_release_push = """
         AND push_id = (SELECT p.push_id FROM pushes p WHERE p.push = %(push)s)
 """
 _ABANDONED = dt.timedelta(seconds=ABANDONED_S)
+
+
+def add_to_repository(size: str) -> str:
+    """Give the beginning of a statement that adds to what a repository takes up."""
+    return f"INSERT INTO repository_usage (repo, bytes) SELECT %(repo)s, {size}"
 
 
 def count(connection: Connection, ticket: PushTicket, size: int, default: int) -> QuotaExceeded | None:

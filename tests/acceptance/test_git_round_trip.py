@@ -75,7 +75,12 @@ def git_count(source: Path, work: Path) -> str:
 
 @pytest.mark.parametrize(
     ("source", "way"),
-    [(path, way) for path in BUNDLES for way in WAYS if way == "stream" or path.stat().st_size < BOTH_WAYS_BELOW_BYTES],
+    [
+        pytest.param(path, way, marks=[] if path.stat().st_size < BOTH_WAYS_BELOW_BYTES else pytest.mark.soak)
+        for path in BUNDLES
+        for way in WAYS
+        if way == "stream" or path.stat().st_size < BOTH_WAYS_BELOW_BYTES
+    ],
     ids=lambda value: value.stem if isinstance(value, Path) else value,
 )
 @pytest.mark.timeout(400)

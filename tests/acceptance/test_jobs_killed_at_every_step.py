@@ -25,7 +25,7 @@ CALLS_OF_A_NAME = 2
 LOOKING = {
     "cached_contents", "oldest_cached", "packs_after", "last_commits", "kept_prebuilt", "unvisited", "reached",
     "sweepable", "repositories_numbered", "repository_bytes", "repository_places", "stored_after",
-    "count_cached", "beat_claims",
+    "count_cached", "beat_claims", "claims_of",
 }  # fmt: skip
 """Calls that change nothing, beside those of ``stepping.READING``; and heartbeats, which come when they come.
 

@@ -23,8 +23,8 @@ MOMENTS: dict[str, tuple[bool, Callable[[list[str]], list[Step]]]] = {
         lambda calls: [step for step in steps_of(calls, Moment.BEFORE) if step.writes or step.number == 1],
     ),
     "inside, in batches of one": (True, lambda calls: steps_of(calls, Moment.INSIDE, writing=True)),
-    # of the others, "after" is before the next
-    "after the last": (False, lambda calls: steps_of(calls, Moment.AFTER, writing=True)[-2:]),
+    # of the others, "after" is before the next; the last are the acceptance, its entries in the store, and the upload
+    "after the last": (False, lambda calls: steps_of(calls, Moment.AFTER, writing=True)[-3:]),
 }
 
 

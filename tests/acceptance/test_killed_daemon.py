@@ -68,6 +68,7 @@ class Story:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(400)
 async def test_F20_fifty_kills_lose_nothing_and_show_nothing(tmp_path: Path, database_url: str) -> None:
     """At random moments, also in the middle of a write; ``test_killed_at_every_step`` goes through the steps."""

@@ -233,6 +233,7 @@ def heavy_pushes() -> Iterator[tuple[str, list[bytes], str | None, int]]:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(200)
 async def test_small_pushes_that_stand_for_much_take_little_memory(running: tuple[Daemon, Remote]) -> None:
     server, remote = running

@@ -14,7 +14,7 @@ import trio
 
 from tests.deployments import with_history
 from tests.http_client import ask
-from tests.muse import Push, blob_id, make_commit, make_snapshot, plain, snapshot_id
+from tests.muse import Push, blob_id, last_frame, make_commit, make_snapshot, plain, snapshot_id
 from tests.servers import Server
 
 pytestmark = pytest.mark.usefixtures("expected_errors")
@@ -304,6 +304,54 @@ async def test_each_client_is_told_when_the_repository_is_the_others(twin: Serve
     refused = await call(twin, "fetch/mpack", {"want": [typed.head], "have": []}, slug="plain")
     assert refused.status == 422
     assert "plain" in refused.value["detail"]
+
+
+T, P = "sha256:" + "a" * 64, "a" * 64
+OBJECT = {"object_id": P, "content": b"x"}
+ASKED = {
+    "push": ({"bundle": {"commits": [], "snapshots": [], "objects": []}, "branch": "main"}, None),
+    "push/objects": ({"objects": [OBJECT]}, {"objects": [{**OBJECT, "object_id": T}]}),
+    "presign": ({"object_ids": [P], "direction": "get"}, {"object_ids": [T], "direction": "get"}),
+    "filter-objects": ({"object_ids": [P]}, {"object_ids": [T]}),
+    "fetch": ({"want": [P], "have": []}, {"want": [T], "have": []}),
+    "negotiate": ({"want": [P], "have": [P]}, {"want": [T], "have": [T]}),
+    "tags": ({"tags": [{"tag": "v", "commit_id": P}]}, {"tags": [{"tag": "v", "commit_id": T}]}),
+    "fetch/mpack": ({"want": [P]}, {"want": [T]}),
+    "fetch/stream": ({"want": [P]}, {"want": [T]}),
+    "fetch/objects": ({"object_ids": [P]}, {"object_ids": [T]}),
+    "fetch/presign": ({"want": [P], "have": []}, {"want": [T], "have": []}),
+    "push/presign": ({"object_ids": [P], "sizes": {P: 1}}, {"object_ids": [T], "sizes": {T: 1}}),
+    "push/confirm": ({"object_ids": [P]}, {"object_ids": [T]}),
+    "push/unpack-mpack": (
+        {"mpack_key": T, "branch": "main", "head": P}, {"mpack_key": T, "branch": "main", "head": T},
+    ),
+    "refs": (
+        {"updates": [{"branch": "b", "old": None, "new": P}]}, {"updates": [{"branch": "b", "old": None, "new": T}]},
+    ),
+}  # fmt: skip
+"""Endpoint → what a plain client asks, and what a typed one does."""
+
+
+async def test_every_endpoint_says_whose_repository_it_is(twin: Server):
+    """Asked with the other scheme's ids, each answers 422 with a sentence that names the repository's scheme."""
+    await with_history(twin, slug="typed")
+    await twin.make_repository(slug="plain")
+    assert (await push(twin, history(TREES[0]), slug="plain")).status == 200
+    unclear = {}
+    for endpoint, (plainly, typedly) in ASKED.items():
+        for slug, body in (("typed", plainly), ("plain", typedly)):
+            if body is not None:
+                answer = await call(twin, endpoint, body, slug=slug)
+                told = str(answer.value.get("detail"))
+                if (answer.status, answer.error) != (422, "malformed") or slug not in told:
+                    unclear[endpoint, slug] = (answer.status, answer.value)
+    for slug, head in (("typed", P), ("plain", T)):
+        body = b"".join(map(msgpack.packb, ({"type": "H", "version": 2, "branch": "main", "head": head},)))
+        answer = await ask(twin, "POST", f"/alice/{slug}/push/stream", token="alice", body=body)
+        told = last_frame(answer.body) if answer.status == 200 else answer.value
+        if told.get("error") != "malformed" or slug not in told["detail"]:
+            unclear["push/stream", slug] = told
+    assert unclear == {}
 
 
 async def test_json_is_answered_as_json(twin: Server):

@@ -174,6 +174,56 @@ async def test_a_lease_is_renewed_while_it_lasts_and_not_afterwards(yard: Yard) 
 # ---- sweeping
 
 
+async def test_what_a_sweep_has_taken_does_not_come_back_with_its_pack(yard: Yard) -> None:
+    """A job that looks at the pack afterwards, which others still need, completes nothing but rows."""
+    repository = await yard.bench.repository()
+    both = [blob(f"b {text}", 100, "p", at) for at, text in enumerate("ab")]
+    first = await yard.bench.push(repository, *both, snapshot("s a"), commit("a"), new="a")
+    second = await yard.history(repository, "b", "a", pack="p", offset=1)
+    await yard.force(repository, "b", "a")
+    await yard.force(repository, "a", "b")
+
+    async def completed(push_id: uuid.UUID) -> int:
+        return (await yard.index.complete_pack(repository.number, TYPED, both, brought_by=push_id)).refs
+
+    assert await completed(first.push_id) == 0
+    assert await yard.sweep(repository, "b") == [1, 1, 1]
+    for ticket in (first, second):
+        assert await completed(ticket.push_id) == 0
+    await yard.hand_over(1)
+    await yard.tombstone()
+    assert await yard.index.places(TYPED, names(["b a"])) == {}
+    assert await completed(first.push_id) == 0  # it lies in the pack still, and is recorded again
+    assert len(await yard.index.places(TYPED, names(["b a"]))) == 1
+    await yard.tombstone()
+    assert await yard.index.places(TYPED, names(["b a"])) == {}
+    assert set(await yard.index.held_places(repository.number, TYPED, names(["b a", "b b"]))) == {name("b b")}
+    later = await yard.bench.push(repository, blob("b c", 100, "p", 2), snapshot("s c"), commit("c"), new="c", old="b")
+    assert await completed(later.push_id) == 1
+
+
+async def test_what_is_promoted_while_it_is_marked_goes_all_the_same(yard: Yard) -> None:
+    """A content that gets its place in the store is nobody's the more for it."""
+    repository = await yard.bench.repository()
+    waits = StoredBlob(name("b a"), 7, content=b"content")
+    await yard.bench.push(repository, waits, snapshot("s a"), commit("a"), new="a")
+    await yard.history(repository, "b", "a")
+    await yard.force(repository, "b", "a")
+    await yard.force(repository, "a", "b")
+    assert await yard.sweep(repository, "b") == [1, 1, 1]
+    await yard.hand_over(1)
+    assert await yard.mark() == 1
+    lease = uuid.UUID(int=1)
+    await yard.index.take_lease(lease, repository.number, yard.now, LEASE_S)
+    (cached,) = await yard.index.oldest_cached(0, 10)
+    assert await yard.index.promote_cached([cached.entry], lease) == 1
+    await yard.index.end_lease(lease)
+    yard.wait()
+    assert await yard.condemn() == 1
+    assert await yard.take() == [loose("b a")]
+    assert await yard.index.places(TYPED, names(["b a"])) == {}
+
+
 async def test_what_branches_lead_to_stays_and_the_rest_goes(yard: Yard) -> None:
     repository = await yard.left_behind()
     number = repository.number

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 import psycopg
 import pytest
@@ -63,6 +64,23 @@ async def wakings(index: Index) -> AsyncIterator[list[str]]:
         nursery.start_soon(listen)
         yield heard
         nursery.cancel_scope.cancel()
+
+
+async def test_who_claims_is_woken_for_what_may_run_now_and_not_for_what_waits(
+    bench: Queue, wakings: list[str]
+) -> None:
+    """Transactions that notify commit one after the other: pushes that leave work for later do not."""
+    repository = await bench.repository()
+    later = [replace(job, delay_s=2.0) for job in SOME]
+    await bench.queue(repository, later)
+    assert await bench.index.enqueue_jobs(repository.number, later, bench.environment.now())
+    await bench.queue(repository, SOME[:1], "b")
+    await bench.queue(repository, [later[1], SOME[0]], "c")
+    await bench.index.notify(JOBS_CHANNEL, "the end")
+    with trio.fail_after(10):
+        while "the end" not in wakings:
+            await trio.sleep(0.02)
+    assert wakings == ["", "", "the end"]
 
 
 async def test_an_accepted_push_enqueues_its_jobs(bench: Queue) -> None:

@@ -210,6 +210,77 @@ async def test_done_is_recorded_once_and_told_again_to_who_did_it(desk: Desk) ->
     assert await desk.job(number) == done
 
 
+async def test_many_that_are_done_at_once_are_each_recorded_for_themselves(desk: Desk) -> None:
+    """Whatever becomes of the others: done, taken by another, or ended by somebody who knows of no claim."""
+    numbers = [await desk.put(repo=repo) for repo in range(8)]
+    claims = [job.claim for job in await desk.claim()]
+    await desk.index.cancel_job(numbers[2], NOW)
+    await desk.index.return_jobs([claims[5]], NOW)
+    held: dict[int, bool] = {}
+
+    async def complete(at: int, claim: Claim) -> None:
+        held[at] = await desk.index.complete_job(claim, {"n": at}, after(at))
+
+    async with trio.open_nursery() as nursery:
+        for at, claim in enumerate([*claims, Claim(numbers[0], uuid.uuid4()), claims[1]]):
+            nursery.start_soon(complete, at, claim)
+    assert [at for at, holds in sorted(held.items()) if not holds] == [2, 5, 8]
+    for at, number in enumerate(numbers):
+        job = await desk.job(number)
+        if held[at] and at != 1:
+            assert (job.state, job.finished_at, job.result) == (DONE, after(at), {"n": at})
+    assert (await desk.job(numbers[1])).result in ({"n": 1}, {"n": 9})
+    assert await desk.states(numbers[2], numbers[5]) == [JobState.CANCELLED, PENDING]
+
+
+async def test_who_is_cut_while_it_completes_takes_nobody_with_it(desk: Desk) -> None:
+    """The others' completions are recorded, and its own may be said again."""
+    for repo in range(6):
+        await desk.put(repo=repo)
+    claims = [job.claim for job in await desk.claim()]
+    for cut in range(3):
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(desk.index.complete_job, claims[cut], {}, NOW)
+                nursery.start_soon(desk.index.complete_job, claims[5 - cut], {}, NOW)
+                await trio.lowlevel.checkpoint()
+                scope.cancel()
+    for claim in claims:
+        assert await desk.index.complete_job(claim, {}, NOW)
+    assert set(await desk.states(*(claim.job for claim in claims))) == {DONE}
+
+
+async def test_a_failure_is_recorded_once_and_told_again_to_who_failed(desk: Desk) -> None:
+    """Whatever has become of the job since: it waits, somebody works on it, or it has failed for good."""
+    number = await desk.put()
+    claim = (await desk.one()).claim
+    assert await desk.index.fail_job(claim, "x", NOW, after(5)) is PENDING
+    waiting = await desk.job(number)
+    assert await desk.index.fail_job(claim, "again", after(1), after(9)) is PENDING
+    assert not await desk.index.complete_job(claim, {}, after(1))
+    assert await desk.job(number) == waiting
+    second = (await desk.one(after(5))).claim
+    assert await desk.index.fail_job(claim, "again", after(6), after(9)) is PENDING
+    assert await desk.index.fail_job(second, "y", after(7), None) is FAILED
+    assert await desk.index.fail_job(second, "again", after(8), after(9)) is FAILED
+    assert await desk.index.fail_job(claim, "again", after(8), after(9)) is None
+    assert (await desk.job(number)).error == "y"
+
+
+async def test_what_a_worker_has_claimed_can_be_looked_up(desk: Desk) -> None:
+    """It may not have heard of all of it."""
+    for repo in range(4):
+        await desk.put(repo=repo)
+    mine = {job.claim for job in await desk.claim(3)}
+    (other,) = await desk.claim(1, worker="another")
+    assert await desk.index.claims_of("w") == mine
+    assert await desk.index.claims_of("another") == {other.claim}
+    ended = mine.pop()
+    await desk.index.complete_job(ended, {}, NOW)
+    assert await desk.index.claims_of("w") == mine
+    assert await desk.index.claims_of("nobody") == set()
+
+
 async def lost_by_recovery(desk: Desk, claim: Claim) -> None:
     assert await desk.index.recover_stale(after(900), 300, 0, 9) == [(claim.job, PENDING)]
 
@@ -251,7 +322,8 @@ async def test_F27_a_claim_that_is_gone_can_do_nothing(
     assert await desk.index.beat_claims({claim: JobProgress("mine")}, after(999)) == {claim}
     assert not await desk.index.keep_state(claim, {"mine": 1}, after(999))
     assert not await desk.index.complete_job(claim, {"mine": 1}, after(999))
-    assert await desk.index.fail_job(claim, "mine", after(999), after(1000)) is None
+    told_again = FAILED if ending is failed else None
+    assert await desk.index.fail_job(claim, "mine", after(999), after(1000)) is told_again
     assert await desk.index.return_jobs([claim], after(999)) == 0
     assert await desk.job(claim.job) == before
 

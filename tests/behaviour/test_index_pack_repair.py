@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import replace
 
 import pytest
@@ -38,7 +39,11 @@ async def pushed(bench: Bench, *blobs: StoredBlob, slug: str = "x") -> Repositor
 
 
 async def complete(bench: Bench, repository: Repository, *blobs: StoredBlob, refs: bool = True) -> PackRepair:
-    return await bench.index.complete_pack(repository.number, TYPED, blobs or OBJECTS, refs=refs)
+    """Complete what a repository's push has brought, or just what the index says of the pack."""
+    by = uuid.UUID(int=0) if refs else None
+    for entry in await bench.index.branch_log(repository.number, "main") if refs else ():
+        by = entry.push_id
+    return await bench.index.complete_pack(repository.number, TYPED, blobs or OBJECTS, brought_by=by)
 
 
 async def held(bench: Bench, repository: Repository) -> dict[bytes, Place]:
@@ -52,7 +57,7 @@ def places(*blobs: StoredBlob) -> dict[bytes, Place]:
 async def test_of_a_whole_index_nothing_is_changed(bench: Bench) -> None:
     repository = await pushed(bench, *OBJECTS)
     assert await complete(bench, repository) == PackRepair()
-    assert await bench.index.complete_pack(repository.number, TYPED, [], refs=True) == PackRepair()
+    assert await bench.index.complete_pack(repository.number, TYPED, [], brought_by=uuid.UUID(int=0)) == PackRepair()
     assert await held(bench, repository) == places(*OBJECTS)
 
 

@@ -24,6 +24,8 @@ from storage.objects.limited import LimitedStore
 from storage.objects.memory import MemoryStore
 from storage.objects.retrying import RetryingStore
 from storage.objects.verifying import VerifyingStore
+from tests.s3_server import S3Server
+from tests.s3_stores import s3_production, s3_store
 
 PIECE_BYTES = 256 * 1024
 MOST = 16 * 1024 * 1024
@@ -56,10 +58,17 @@ IMPLEMENTATIONS: dict[str, Callable[[Path], Awaitable[ObjectStore]]] = {
     "faulty": lambda root: _memory(root, lambda inner: FaultyStore(inner, lambda call: None)),
     "production": _production,
 }
+OVER_S3: dict[str, Callable[[Path, S3Server], Awaitable[ObjectStore]]] = {
+    "s3": s3_store,
+    "s3-production": s3_production,
+}
+"""Over a bucket of the test run's server, with a prefix and without one."""
 
 
-@pytest.fixture(params=list(IMPLEMENTATIONS))
+@pytest.fixture(params=[*IMPLEMENTATIONS, pytest.param("s3", marks=pytest.mark.soak), "s3-production"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+    if request.param in OVER_S3:
+        return await OVER_S3[request.param](tmp_path, request.getfixturevalue("s3_server"))
     return await IMPLEMENTATIONS[request.param](tmp_path)
 
 
@@ -470,6 +479,34 @@ async def test_cancelled_puts_happened_wholly_or_not_at_all(store: ObjectStore) 
         assert key_of(await store.get(key, MOST)) == key
     await store.put_batch([(key_of(content), content) for content in contents])
     assert len(await listed(store)) == len(contents)
+
+
+# ---- what is not a content
+
+
+async def test_a_sweep_takes_nothing_that_was_put_to_its_end(store: ObjectStore, spool: Path) -> None:
+    (spool / "file").write_bytes(b"file")
+    await store.put_file("notes/file", spool / "file")
+    key = await put(store, b"batch")
+    with assert_checkpoints():
+        assert await store.sweep_temporary(0.0) == 0
+    assert await listed(store) == {"notes/file": 4, key: 5}
+
+
+async def test_only_a_store_with_an_address_of_its_own_signs_urls(
+    store: ObjectStore, request: pytest.FixtureRequest
+) -> None:
+    signing = store.signing()
+    name = request.node.callspec.params["store"]
+    if name in OVER_S3 and request.getfixturevalue("s3_server").checks_signatures:
+        assert signing is not None
+        key = key_of(b"signed")
+        assert key in signing.get_url(key, 60).url
+        for bad in BAD_KEYS:
+            with pytest.raises(ValueError, match="key"):
+                signing.put_url(bad, 1, 60)
+    elif name not in OVER_S3:
+        assert signing is None
 
 
 # ---- figures

@@ -293,7 +293,9 @@ def test_a_users_command_does_not_load_the_server():
         "import sys, museworkd.cli.main as m\n"
         "for name in ('push', 'clone', 'fetch', 'verify', 'git-import'): m.main.get_command(None, name)\n"
         "import museworkd.client.push, museworkd.client.progress, museworkd.client.repository\n"
-        "slow = {'quart', 'hypercorn', 'psycopg', 'psycopg_pool', 'structlog', 'httpx', 'rich', 'cryptography'}\n"
+        "import museworkd.client.fetch, museworkd.client.checkout\n"
+        "slow = {'quart', 'hypercorn', 'psycopg', 'psycopg_pool', 'structlog', 'httpx', 'rich', 'cryptography',"
+        " 'storage.index', 'storage.rows'}\n"
         "print(*sorted(slow & set(sys.modules)), *(n for n in sys.modules if n.startswith('museworkd.http')))"
     )
     done = subprocess.run(

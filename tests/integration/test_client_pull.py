@@ -18,10 +18,12 @@ from museworkd.client.push import push
 from museworkd.client.repository import LocalRepository
 from museworkd.client.transport import Remote
 from museworkd.client.verify import verify
+from storage.environment import SeededEnvironment
 from tests.deployments import with_history
 from tests.http_client import push as push_frames
 from tests.muse import Push
 from tests.servers import TOKENS, Server, museworkd
+from wire.canonical import parse_canonical
 from wire.ids import Scheme, parse_id
 
 pytestmark = pytest.mark.usefixtures("expected_errors")
@@ -175,6 +177,18 @@ async def test_both_sides_are_merged_file_by_file(twin, tmp_path):
         await checkout(repository, Quiet())
         assert (await verify(repository, Quiet())).problems == []
     assert files_of(again) == merged
+
+
+async def test_a_merge_commit_has_the_time_of_its_environment(twin, tmp_path):
+    """So that a run can be replayed; the snapshot it makes has the same."""
+    base = start()
+    root = await cloned(twin, tmp_path / "work", on_top(base, {**BASE, "a": b"ours"}))
+    await with_history(twin, on_top(base, {**BASE, "b": b"theirs"}), slug="theirs")
+    report = await pulled(twin, root, environment=SeededEnvironment(1))
+    assert report.result == "merge"
+    with LocalRepository(root) as repository:
+        _, record = parse_canonical(repository.index.record(repository.branches()["main"]))
+    assert record["committed_at"] == SeededEnvironment(1).now().isoformat()
 
 
 CONFLICTS: dict[str, tuple[Files, Files, list[str]]] = {

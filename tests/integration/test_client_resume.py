@@ -24,6 +24,7 @@ from museworkd.client.push import Move, PushReport, Way, push
 from museworkd.client.repository import LocalRepository
 from museworkd.client.transport import Remote
 from museworkd.client.verify import verify
+from storage.environment import SeededEnvironment, SystemEnvironment
 from storage.errors import StoreUnavailable
 from storage.memory.index import MemoryIndex
 from storage.objects.memory import MemoryStore
@@ -248,7 +249,8 @@ async def test_a_verdict_of_before_is_not_told_for_a_branch_that_was_moved_since
         with LocalRepository(work) as repository:
             remote = f"{proxy.url}/alice/to"
             rules = {"branch": "main", "head": history.head, "force": True}
-            pushing.UnfinishedPush(repository, remote, rules).begin(uuid.UUID(first.result["push_id"]), "stream")
+            before = pushing.UnfinishedPush(repository, remote, rules, SystemEnvironment())
+            before.begin(uuid.UUID(first.result["push_id"]), "stream")
         theirs = Push()
         theirs.commit({"theirs": b"theirs"})
         assert (await push_frames(twin, theirs.frames(force=True), repository="alice/to"))["type"] == "R"
@@ -259,19 +261,27 @@ async def test_a_verdict_of_before_is_not_told_for_a_branch_that_was_moved_since
     assert unfinished(work) == []
 
 
+async def test_a_new_push_has_its_id_from_the_environment(twin, work):
+    """So that a run can be replayed."""
+    with LocalRepository(work) as repository:
+        where = Remote(f"{twin.url}/alice/to", TOKENS["alice"])
+        report = await push(repository, where, "main", Quiet(), environment=SeededEnvironment(7))
+    assert report.result["push_id"] == str(SeededEnvironment(7).uuid())
+
+
 async def test_an_id_is_kept_for_one_way_and_one_set_of_rules(twin, work, history):
     with LocalRepository(work) as repository:
         rules = {"branch": "main", "head": history.head, "force": False}
-        kept = pushing.UnfinishedPush(repository, "https://a/b/c", rules)
+        kept = pushing.UnfinishedPush(repository, "https://a/b/c", rules, SystemEnvironment())
         push_id = uuid.uuid4()
         kept.begin(push_id, "stream")
         assert kept.find("stream") == push_id
         assert kept.find("mpack") is None
         for url, other in [("https://a/b/d", rules), ("https://a/b/c", {**rules, "force": True}),
                            ("https://a/b/c", {**rules, "expected_head": None})]:  # fmt: skip
-            assert pushing.UnfinishedPush(repository, url, other).find("stream") is None
+            assert pushing.UnfinishedPush(repository, url, other, SystemEnvironment()).find("stream") is None
         [path] = (work / ".muse" / "unfinished").iterdir()
         os.utime(path, (0, 0))
         assert kept.find("stream") is None
-        pushing.UnfinishedPush(repository, "https://a/b/d", rules).begin(push_id, "stream")
+        pushing.UnfinishedPush(repository, "https://a/b/d", rules, SystemEnvironment()).begin(push_id, "stream")
         assert not path.exists()

@@ -52,6 +52,25 @@ async def test_gc_keeps_what_the_setting_says_unless_its_payload_says_otherwise(
                 await gc(place, keep_s=wrong)
 
 
+async def test_gc_forgets_what_was_found_out_about_repositories_that_are_gone(tmp_path: Path) -> None:
+    async with yard(None, tmp_path) as place:
+        for slug in ("x", "y"):
+            await place.make(slug)
+            assert (await place.push("stream", KEPT, slug))["type"] == "R"
+            done = await run(
+                services_of(place.server), "push.file_last_commits", place.repositories[slug].number, {}
+            )  # fmt: skip
+            assert "elapsed_ms" in done
+        kept, gone = place.repositories["x"].number, place.repositories.pop("y").number
+        await place.index.delete_repository(gone, place.environment.now())
+        assert await place.index.find_line(gone, "push.file_last_commits", "main") is not None
+        await gc(place, dry_run=True)
+        assert await place.index.find_line(gone, "push.file_last_commits", "main") is not None
+        await gc(place)
+        assert await place.index.find_line(gone, "push.file_last_commits", "main") is None
+        assert await place.index.find_line(kept, "push.file_last_commits", "main") is not None
+
+
 async def test_mpack_gc_folds_what_a_repository_holds(tmp_path: Path) -> None:
     async with yard(None, tmp_path) as place:
         await place.make("x")

@@ -294,9 +294,11 @@ async def test_an_exception_in_the_application_ends_only_its_request(tmp_path, l
 
 
 async def test_an_answer_that_fails_half_way_is_cut_and_not_ended(tmp_path):
-    store = StreamingStore(breaks=True)
+    store = StreamingStore()
     async with surviving(tmp_path, store=store) as server:
         target = await push_blob(server, bytes(9 * MIB))
+        assert (await ask(server, "GET", target, token="alice")).complete  # proved: it need not be read ahead again
+        store.breaks = True
         answer = await ask(server, "GET", target, token="alice")
         assert (answer.status, answer.complete) == (200, False)
         assert len(answer.body) < 9 * MIB

@@ -32,14 +32,17 @@ async def test_a_repository_is_made_with_defaults(server):
     assert {key: made[key] for key in made if key not in {"repo_id", "created_at"}} == {
         "owner": "alice", "slug": "new", "visibility": "private", "scheme": None, "default_branch": "main",
         "domain": "code",
-        "settings": {"relaxed_paths": False, "require_signed_commits": False, "protected_branches": []},
+        "settings": {
+            "relaxed_paths": False, "require_signed_commits": False, "protected_branches": [], "verify": "strict",
+        },
     }  # fmt: skip
     got = await ask(server, "GET", "/api/repos/alice/new", token="alice")
     assert got.value == {**made, "right": "admin"}
 
 
 async def test_a_repository_is_made_as_it_is_wanted(server):
-    settings = {"relaxed_paths": True, "require_signed_commits": True, "protected_branches": ["main", "release/1"]}
+    settings = {"relaxed_paths": True, "require_signed_commits": True, "protected_branches": ["main", "release/1"],
+                "verify": "plain-lenient"}  # fmt: skip
     wanted = {
         "slug": "New.repo_1-x", "owner": "alice", "visibility": "public", "default_branch": "trunk", "domain": "music",
         "settings": settings,
@@ -136,6 +139,7 @@ async def test_a_repository_is_changed_field_by_field(server):
     assert (second.value["visibility"], second.value["default_branch"]) == ("public", "trunk")
     assert second.value["settings"] == {
         "relaxed_paths": True, "require_signed_commits": False, "protected_branches": ["main"],
+        "verify": "strict",
     }  # fmt: skip
     assert (await ask(server, "PATCH", "/api/repos/alice/x", token="alice", json={})).value == second.value
 

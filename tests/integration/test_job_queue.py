@@ -96,11 +96,16 @@ def test_F12_an_answer_lost_while_the_completion_is_on_its_way_is_told_again(two
     two.enqueue()
     claim = two.claim()
     with two.begin() as first:
-        assert jobs_endings.complete_job(first, claim, {"n": 1}, NOW)
-        second = two.start(lambda c: autocommitted(c, lambda: jobs_endings.complete_job(c, claim, {"n": 2}, NOW)))
+        assert complete(first, claim, {"n": 1}, NOW)
+        second = two.start(lambda c: autocommitted(c, lambda: complete(c, claim, {"n": 2}, NOW)))
         (first.commit if committed else first.rollback)()
         assert second.result() is True
     assert two.job(claim.job).result == {"n": 1 if committed else 2}
+
+
+def complete(connection: psycopg.Connection, claim: Claim, result: dict[str, object], now: dt.datetime) -> bool:
+    """Complete one job; gives whether its claim held."""
+    return claim in jobs_endings.complete_jobs(connection, [jobs_endings.completion(claim, result, now)])
 
 
 def autocommitted(connection: psycopg.Connection, call: Callable[[], object]) -> object:
@@ -115,7 +120,7 @@ def test_F27_who_completes_while_its_claim_is_taken_hears_that_it_is_gone(two: T
     claim = two.claim()
     with two.begin() as recovering:
         assert jobs_endings.recover_stale(recovering, LATER, 300, 0, 9) == [(number, JobState.PENDING)]
-        late = two.start(lambda c: autocommitted(c, lambda: jobs_endings.complete_job(c, claim, {}, LATER)))
+        late = two.start(lambda c: autocommitted(c, lambda: complete(c, claim, {}, LATER)))
         recovering.commit()
         assert late.result() is False
     assert two.job(number).state is JobState.PENDING
@@ -139,7 +144,7 @@ def test_what_waits_for_a_heartbeat_of_the_same_claim_still_holds_it(two: Two, e
     claim = two.claim()
     act, expected = {
         "fail": (lambda c: jobs_endings.fail_job(c, claim, "x", NOW, NOW), JobState.PENDING),
-        "complete": (lambda c: jobs_endings.complete_job(c, claim, {}, NOW), True),
+        "complete": (lambda c: complete(c, claim, {}, NOW), True),
         "return": (lambda c: jobs_endings.return_jobs(c, [claim], NOW), 1),
         "beat": (lambda c: jobs_claims.beat_claims(c, {claim: None}, NOW), set()),
         "keep": (lambda c: jobs_claims.keep_state(c, claim, {}, NOW), True),
@@ -269,7 +274,7 @@ def test_a_cancellation_that_meets_a_completion_comes_too_late(two: Two) -> None
     number = two.enqueue()
     claim = two.claim()
     with two.begin() as completing:
-        jobs_endings.complete_job(completing, claim, {}, NOW)
+        complete(completing, claim, {}, NOW)
         cancelling = two.start(jobs_operations.cancel_job, number, NOW)
         completing.commit()
         assert cancelling.result() is False

@@ -214,6 +214,28 @@ async def test_a_collection_is_enqueued_as_it_was_asked_for(postgres_index: Post
     }  # fmt: skip
 
 
+async def test_a_collection_tells_when_what_it_took_is_deleted(
+    postgres_index: PostgresIndex, operator: Operator
+) -> None:
+    """Not at once, however it was asked for; where nothing was taken there is nothing to tell."""
+    for result, told in [
+        ({"released_bytes": 7, "dry_run": False}, True), ({"released_bytes": 7, "dry_run": True}, False),
+        ({"released_bytes": 0, "dry_run": False}, False),
+    ]:  # fmt: skip
+        found: list[str] = []
+
+        async def follow(found: list[str] = found) -> None:
+            found.append((await operator.call("gc", "--now", "--wait")).stdout)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(follow)
+            with trio.fail_after(30):
+                while not (claimed := await postgres_index.claim_jobs({"gc": 1}, 1, "w", SystemEnvironment().now())):
+                    await trio.sleep(0.02)
+            await postgres_index.complete_job(claimed[0].claim, result, SystemEnvironment().now())
+        assert ("held for 2 h" in found[0]) is told, found
+
+
 async def test_the_last_scrub_is_shown(postgres_index: PostgresIndex, operator: Operator) -> None:
     assert (await operator.json("scrub"))["scrub"] is None
     await operator.call("scrub", "--now")

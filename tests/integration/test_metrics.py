@@ -58,4 +58,4 @@ async def test_T25_metrics_are_at_an_address_of_their_own_and_nowhere_by_default
     assert found["museworkd_actors_draining",] == 0
     assert found["museworkd_database_transactions",] > 0
     assert found["museworkd_http_connections",] >= 0
-    assert found["museworkd_store_puts",] == 0
+    assert found["museworkd_store_puts",] <= 2  # which deployment this is, and its first facts

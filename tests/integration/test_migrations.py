@@ -28,7 +28,8 @@ THREE = Migration(3, "0003_three.sql", "INSERT INTO steps VALUES (3);")
 FAILING = Migration(2, "0002_failing.sql", "INSERT INTO steps VALUES (7); CREATE TABLE remains (); SELECT 1/0;")
 PROCESSES = 4
 DIGESTS = {
-    "blob_id", "commit_id", "snapshot_id", "base_id", "record_id", "pack_id", "head", "old", "new", "token_hash",
+    "blob_id", "body_id", "commit_id", "snapshot_id", "base_id", "record_id", "pack_id", "head", "old", "new",
+    "token_hash",
 }  # fmt: skip
 
 

@@ -38,8 +38,9 @@ async def test_pushes_by_one_file_are_indexed_pack_by_pack(server):
     for number in range(3):
         history.commit({"f": b"%d" % number})
         data = mpack_of(history)
-        assert (await push_mpack(server, data, history)).status == 200
-        packs[key_of(data).removeprefix("sha256:")] = True
+        answer = await push_mpack(server, data, history)
+        assert answer.status == 200
+        packs[key_of(data).removeprefix("sha256:")] = answer.value["push_id"]
         assert await waiting(server, repository.number) == {**{kind: {} for kind in EVERY}, "mpack.index": packs}
 
 

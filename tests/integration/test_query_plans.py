@@ -17,15 +17,22 @@ from types import ModuleType
 import psycopg
 import pytest
 
+from storage.collection_rows import RefKind
 from storage.insights import LineStanding, LineTicket, PathChanges
 from storage.job_rows import JobFilter, NewJob
+from storage.layout import Place
 from storage.postgres import (
     acceptance,
     access,
+    at_once,
     blobs,
     branches,
+    collection_leases,
     content_cache,
     finish,
+    fsck_history,
+    fsck_records,
+    fsck_repairs,
     held,
     history,
     identities,
@@ -33,6 +40,7 @@ from storage.postgres import (
     insights_scrub,
     jobs,
     jobs_listing,
+    left_behind,
     pack_repair,
     prebuilt,
     pushes,
@@ -153,6 +161,7 @@ def ids(kind: str, count: int = BATCH) -> list[bytes]:
 
 TICKET = PushTicket(PUSH, REPO, uuid.UUID(hashlib.md5(b"u%d" % (PUSH - 1)).hexdigest()), 1)
 LINE = LineTicket(1, 1)
+ACCEPTED_ID = uuid.UUID(hashlib.md5(b"u%d" % (REPO - 1)).hexdigest())
 LATER = PushTicket(PUSH, REPO, TICKET.push_id, 2)
 TYPED = Scheme.TYPED
 
@@ -238,13 +247,50 @@ def record_waiting_blobs(connection: psycopg.Connection) -> object:
     return blobs.record_blobs(connection, TICKET, TYPED, new)
 
 
-def complete_pack(connection: psycopg.Connection) -> None:
+def at_once_blobs(pending: bool = False) -> list[StoredBlob]:
+    content = b"x" if pending else None
+    return [StoredBlob(blob_id, 1, name("p", 1 + at % 50), at, content) for at, blob_id in enumerate(ids("new b", 64))]
+
+
+def record_at_once(connection: psycopg.Connection, *, pending: bool) -> None:
+    set_quota(connection, None)
+    required(at_once.record_at_once(connection, TICKET, TYPED, at_once_blobs(pending)))
+
+
+def finish_at_once(connection: psycopg.Connection, branch: str, old: bytes | None, *, pending: bool) -> None:
+    new = range(10 * SOME, 10 * SOME + 100)
+    rows = PushRows(at_once_blobs(pending), [snapshot(at) for at in new], [commit(at) for at in new])
+    move = BranchMove(branch, old, rows.commits[-1].commit_id, False)
+    set_quota(connection, None)
+    done = at_once.finish_at_once(connection, TICKET, TYPED, rows, move, lambda _: {"head": "x"}, NOW, 5, ())
+    assert done is not None
+    assert done.outcome is Outcome.MOVED
+
+
+def complete_pack(connection: psycopg.Connection, brought_by: uuid.UUID = ACCEPTED_ID) -> None:
     objects = [StoredBlob(blob_id, 1, name("p", 1), at) for at, blob_id in enumerate(ids("b"))]
-    mended = pack_repair.complete_pack(connection, REPO, TYPED, objects, refs=True)
-    assert all((mended.rows, mended.ranges, mended.promoted, mended.refs))
+    mended = pack_repair.complete_pack(connection, REPO, TYPED, objects, brought_by)
+    assert all((mended.rows, mended.ranges, mended.promoted))
+    assert bool(mended.refs) is (brought_by == ACCEPTED_ID)
+
+
+def correct_places(connection: psycopg.Connection) -> None:
+    lease = uuid.UUID(int=6)
+    collection_leases.take_lease(connection, lease, REPO, NOW, 60)
+    numbers = range(SOME + 1, SOME + 601, 2)  # loose ones
+    found = [
+        (Place(name("b", at), at, None, 0), Place(name("b", at), at, name("p", at % 9) if at % 8 > 1 else None, 1))
+        for at in numbers
+    ]
+    unknown = [(None, Place(blob_id, 1, name("p", 1), 7)) for blob_id in ids("unknown b", 300)]
+    assert len(fsck_repairs.correct_places(connection, lease, TYPED, found + unknown)) == 600
 
 
 PREBUILT = PrebuiltPack((name("c", 9),), name("m", 9), 1, 1, 1, NOW, NOW + dt.timedelta(days=9999))
+
+
+def required(done: int | None) -> None:
+    assert done is not None, "something was in the way"
 
 
 def finish_push(connection: psycopg.Connection) -> None:
@@ -260,7 +306,7 @@ def write_line(connection: psycopg.Connection, count: int) -> None:
     assert insights.write_line(connection, LINE, LineStanding(name("c", 1)), NOW, paths)
 
 
-def set_quota(connection: psycopg.Connection, quota: int) -> None:
+def set_quota(connection: psycopg.Connection, quota: int | None) -> None:
     usage.set_quota(connection, "h10", quota)
 
 
@@ -318,6 +364,18 @@ OPERATIONS: dict[str, Callable[[psycopg.Connection], object]] = {
     "find_access": lambda c: access.find_access(c, name("t", 9), "h10", "x"),
     "branch_tip": lambda c: repositories.branch_tip(c, REPO, "b9"),
     "finish_push": finish_push,
+    "record_blobs at once": lambda c: record_at_once(c, pending=False),
+    "record_blobs at once that wait": lambda c: record_at_once(c, pending=True),
+    "record_snapshots at once": lambda c: required(
+        at_once.record_snapshots_at_once(c, TICKET, TYPED, [snapshot(at) for at in range(100)])
+    ),
+    "record_commits at once": lambda c: required(
+        at_once.record_commits_at_once(c, TICKET, TYPED, [commit(at) for at in range(100)])
+    ),
+    "finish_push at once": lambda c: finish_at_once(c, "b9", name("c", 9), pending=False),
+    "finish_push at once, some waiting": lambda c: finish_at_once(c, "b9", name("c", 9), pending=True),
+    "finish_push of a branch at once": lambda c: finish_at_once(c, "new", None, pending=False),
+    "finish_push of a branch at once, some waiting": lambda c: finish_at_once(c, "new", None, pending=True),
     "accept_push": lambda c: accept(c, "b9", 9, Outcome.MOVED),
     "accept_push of a new branch": lambda c: accept(c, "new", None, Outcome.MOVED),
     "accept_push of a branch that is there already": lambda c: accept(c, "b9", 8, Outcome.MOVED, new=9),
@@ -347,6 +405,19 @@ OPERATIONS: dict[str, Callable[[psycopg.Connection], object]] = {
     "cached_contents": lambda c: content_cache.cached_contents(c, TYPED, ids("b")),
     "promote_cached": lambda c: content_cache.promote_cached(c, range(1, 200)),
     "complete_pack": complete_pack,
+    "complete_pack after a collection": lambda c: complete_pack(c, uuid.UUID(int=1)),
+    "correct_places": correct_places,
+    "unheld blobs": lambda c: fsck_history.unheld(c, REPO, RefKind.BLOB, ids("b")),
+    "unheld snapshots": lambda c: fsck_history.unheld(c, REPO, RefKind.SNAPSHOT, ids("s")),
+    "unheld commits": lambda c: fsck_history.unheld(c, REPO, RefKind.COMMIT, ids("c")),
+    "mend_snapshot": lambda c: [
+        fsck_history.mend_snapshot(c, TYPED, wrong, SnapshotRow(name("s", 7), None, 0, b"right", None))
+        for wrong in (None, SnapshotRow(name("s", 7), name("s", 6), 7, b"changes", None))
+    ],
+    "brought_before": lambda c: fsck_records.brought_before(c, REPO, PUSH, ids("s")),
+    "brought_commits": lambda c: fsck_records.brought_commits(c, REPO, PUSH, ids("c", 200)),
+    "brought_extras": lambda c: fsck_records.brought_extras(c, REPO, PUSH, ids("s", 200)),
+    "name_record_pack": lambda c: fsck_records.name_record_pack(c, PUSH, None, name("p", 1)),
     "add_prebuilt": lambda c: prebuilt.add_prebuilt(c, REPO, [PREBUILT], NOW),
     "note_prebuilt": lambda c: prebuilt.note_prebuilt(c, REPO, PREBUILT),
     "find_prebuilt": lambda c: prebuilt.find_prebuilt(c, REPO, [name("c", 9)], NOW),
@@ -365,9 +436,12 @@ OPERATIONS: dict[str, Callable[[psycopg.Connection], object]] = {
 }
 
 ELSEWHERE = {
+    "left_behind": {"_q_left_behind"},
     "insights": {"_q_deleted_line"},
     "insights_scrub": {"_q_stored", "_q_packs_after", "_q_record_findings", "_q_forget_findings", "_q_list_findings"},
     "content_cache": {"_q_oldest", "_q_count"},
+    "fsck_history": {"_q_held_blobs", "_q_held_snapshots", "_q_held_commits", "_q_moves"},
+    "fsck_records": {"_q_pushes", "_q_with_records", "_q_commits", "_q_snapshots"},
     "pack_repair": {"_q_held_packs"},
     "prebuilt": {"_q_forget"},
     "schemes": {"_q_strange"},
@@ -434,8 +508,9 @@ def test_every_statement_of_a_push_and_a_fetch_looks_rows_up_by_key(filled: str)
             read[operation] = found
     assert read == {}
     for module in (
-        acceptance, access, blobs, branches, content_cache, finish, held, history, pushes, repositories, identities,
-        insights, insights_scrub, jobs, pack_repair, prebuilt, schemes, usage,
+        acceptance, access, at_once, blobs, branches, content_cache, finish, fsck_history, fsck_records, fsck_repairs,
+        held, history, pushes, repositories, identities, insights, insights_scrub, jobs, pack_repair, prebuilt,
+        schemes, usage,
     ):  # fmt: skip
         beside = ELSEWHERE.get(module.__name__.rpartition(".")[2], set())
         left = {key for key, query in statements_of(module).items() if query not in explained}
@@ -467,6 +542,15 @@ def test_the_loss_of_any_index_would_be_noticed(filled: str) -> None:
                         unnoticed.append((operation, index))
     assert unnoticed == []
     assert tried >= {f"{table}_pkey" for table in KEYS.keys() - {"tokens", "branch_log", "jobs"}}
+
+
+def test_where_branches_were_is_found_without_reading_all_of_a_repositorys_log(filled: str) -> None:
+    """Asked for each blob that is read by its name, of repositories with any number of pushes."""
+    with rolled_back(filled) as connection:
+        explaining = Explaining(connection)
+        left_behind.left_behind(explaining, REPO, BATCH)
+    assert explaining.read_whole() == []
+    assert "branch_log_left" in explaining.indexes()
 
 
 def is_noticed(connection: psycopg.Connection, explaining: Explaining) -> bool:

@@ -105,7 +105,8 @@ async def test_T8_an_endless_answer_is_read_to_its_limit(hostile, tmp_path, stat
 
 
 @pytest.mark.parametrize("status", [200, 404])
-async def test_T8_an_endless_download_is_read_to_its_limit(hostile, tmp_path, status: int) -> None:
+async def test_T8_an_endless_download_is_read_to_its_limit(hostile, tmp_path, monkeypatch, status: int) -> None:
+    monkeypatch.setattr("museworkd.client.fetch.ASKED_AGAIN", 0)
     made = history()
     data = mpack(sections(made))
     refs(hostile, made.head)

@@ -14,10 +14,11 @@ from tests.clones import Clone
 from tests.muse import blob_id
 from tests.simulation.client import Client
 from tests.simulation.daemon import Cut, Daemon
+from tests.simulation.library import Library
 from tests.simulation.witness import Change, Operation
 from tests.simulation.work import unended
 from wire.canonical import parse_canonical
-from wire.errors import Refusal
+from wire.errors import Code, Refusal
 from wire.ids import Scheme, format_id, parse_id
 
 _SKEW = dt.timedelta(seconds=10)
@@ -25,9 +26,9 @@ SETTLE_S = 1_000.0
 """Within it everything that was begun has ended, once nothing goes wrong any more."""
 
 
-def compare(world: Any, clone: Clone, head: str) -> None:
+def compare(world: Any, clone: Clone, head: str, library: Library) -> None:
     """Compare a clone of a head with what was made."""
-    for commit_id, made in world.library.closure([head]).items():
+    for commit_id, made in library.closure([head]).items():
         record = clone.commits.get(commit_id)
         if record is None:
             world.violated("I1", f"commit {commit_id} is missing in a clone of {head}")
@@ -37,7 +38,7 @@ def compare(world: Any, clone: Clone, head: str) -> None:
         if clone.manifests.get(record["snapshot_id"]) != made.manifest:
             world.violated("I1", f"the snapshot of commit {commit_id} came back as another one")
         for object_id in made.manifest.values():
-            if clone.blobs.get(object_id) != world.library.blobs[object_id]:
+            if clone.blobs.get(object_id) != library.blobs[object_id]:
                 world.violated("I1", f"blob {object_id} is missing in a clone")
 
 
@@ -47,19 +48,24 @@ async def check_calm(world: Any) -> None:
     if world.violations:
         return
     for number, repository in enumerate(world.repositories):
+        if repository.number in world.deleted:
+            continue
         client = Client(world, f"last{number}", repository)
+        await client.enrol()
         try:
             heads = await client.heads()
-            head = world.library.make(client.rng, sorted(heads.values())[:1], client.name)
+            head = client.library.make(client.rng, sorted(heads.values())[:1], client.name)
             operation = await client.push_head("last", head, heads)
             if operation.outcome != "acknowledged":
                 world.violated("I8", f"in calm weather a push ended as {operation.outcome}")
             heads = await client.heads()
             began = world.witness.moment()
-            clone = Clone()
-            await client.fetch_into(clone, sorted(set(heads.values())))
+            clone = client.new_clone()
+            await client.fetcher.into(clone, sorted(set(heads.values())))
         except (Cut, Refusal) as error:
-            world.violated("I8", f"in calm weather a request failed: {error!r}", error)
+            told = isinstance(error, Refusal) and error.code is Code.STORE_DAMAGED
+            if not (told and world.weather.forgotten):
+                world.violated("I8", f"in calm weather a request failed: {error!r}", error)
         else:
             world.check_clone(client, clone, heads, began)
     world.calm_since = world.environment.now()
@@ -111,7 +117,8 @@ async def check_end(world: Any) -> None:
     _check_logs(world)
     world.jobs.check(world.index.tables.jobs)
     for repository in world.repositories:
-        await _check_closure(world, repository.number)
+        if repository.number not in world.deleted:
+            await _check_closure(world, repository.number)
 
 
 def _check_changes(world: Any) -> None:
@@ -122,8 +129,11 @@ def _check_changes(world: Any) -> None:
     for change in world.witness.changes:
         if isinstance(change.cause, str):
             causes = [o for o in operations if o.push_id is None and o.who == change.cause and _fits(o, change)]
+            causes = [o for o in causes if not o.nameless]
         else:
-            causes = [o for o in [by_push.get(change.cause)] if o is not None and _fits(o, change)]
+            named = by_push.get(change.cause)
+            candidates = [o for o in operations if o.nameless] if named is None else [named]
+            causes = [o for o in candidates if _fits(o, change)]
             if change.cause in seen:
                 world.violated("I4", f"push {change.cause} moved its branch twice")
             seen.add(change.cause)
@@ -133,7 +143,7 @@ def _check_changes(world: Any) -> None:
         if all(o.expected is not None and o.expected[0] != change.old for o in causes):
             world.violated("I4", f"{change} is not from where its mover said: {causes}")
         forced = any(operation.force for operation in causes)
-        if change.old and change.new and not forced and not world.library.leads_to(change.new, change.old):
+        if change.old and change.new and not forced and not world.library(change.repo).leads_to(change.new, change.old):
             world.violated("I4", f"{change} lost what was there, without force")
     for operation in operations:
         if operation.outcome == "acknowledged" and not _took_effect(world, operation):
@@ -165,8 +175,10 @@ def _check_logs(world: Any) -> None:
     """I4: the log says what happened, as a chain."""
     for repository in world.repositories:
         number = repository.number
+        scheme = world.scheme(number)
         log = [
-            (e.branch, _text(e.old), _text(e.new), e.push_id or e.handle) for e in world.index.tables.branch_log[number]
+            (e.branch, _text(e.old, scheme), _text(e.new, scheme), e.push_id or e.handle)
+            for e in world.index.tables.branch_log[number]
         ]
         seen = [(c.branch, c.old, c.new, c.cause) for c in world.witness.changes if c.repo == number]
         if log != seen:
@@ -181,42 +193,45 @@ def _check_logs(world: Any) -> None:
 async def _check_closure(world: Any, repo: int) -> None:
     """I1: everything a head reaches is there, in the index and by the store's own bytes."""
     index, contents = world.index, world.store.contents()
-    heads = {format_id(head, Scheme.TYPED) for head in (await index.branch_heads(repo)).values()}
-    closure = world.library.closure(sorted(heads))
-    ids = [parse_id(commit_id, Scheme.TYPED) for commit_id in closure]
+    scheme, library = world.scheme(repo), world.library(repo)
+    heads = {format_id(head, scheme) for head in (await index.branch_heads(repo)).values()}
+    closure = library.closure(sorted(heads))
+    ids = [parse_id(commit_id, scheme) for commit_id in closure]
     records = await index.commit_records(repo, ids)
     wanted: dict[str, None] = {}
     for (commit_id, made), digest in zip(closure.items(), ids, strict=True):
         if digest not in records or not _same(records[digest], made.record):
             world.violated("I1", f"commit {commit_id} of {repo} is missing or another one")
-        snapshot = parse_id(made.record["snapshot_id"], Scheme.TYPED)
-        manifest = build_manifest(await index.snapshot_chain(Scheme.TYPED, snapshot), None, world.limits)
-        if {path: _text(blob) for path, blob in manifest.items()} != made.manifest:
+        snapshot = parse_id(made.record["snapshot_id"], scheme)
+        manifest = build_manifest(await index.snapshot_chain(scheme, snapshot), None, world.limits)
+        if {path: _text(blob, scheme) for path, blob in manifest.items()} != made.manifest:
             world.violated("I1", f"snapshot {made.record['snapshot_id']} of {repo} is another one")
         wanted |= dict.fromkeys(made.manifest.values())
-    places = await index.held_places(repo, Scheme.TYPED, [parse_id(oid, Scheme.TYPED) for oid in wanted])
+    places = await index.held_places(repo, scheme, [parse_id(oid, scheme) for oid in wanted])
     for object_id in wanted:
-        place = places.get(parse_id(object_id, Scheme.TYPED))
+        place = places.get(parse_id(object_id, scheme))
         if place is None:
             world.violated("I1", f"nobody knows where blob {object_id} of {repo} is")
             continue
         if place.pending:
-            cached = index.tables.cached[Scheme.TYPED, place.object_id].content
-            if blob_id(cached) != object_id:
+            cached = index.tables.cached[scheme, place.object_id].content
+            if blob_id(cached, library.name) != object_id:
                 world.violated("I1", f"blob {object_id} of {repo} is damaged while it is pending")
             continue
-        stored = contents.get(place.key(Scheme.TYPED))
+        stored = contents.get(place.key(scheme))
+        if stored is None and place.key(scheme) in world.weather.forgotten:
+            continue
         if stored is None:
-            world.violated("I1", f"blob {object_id} of {repo} should be at {place.key(Scheme.TYPED)}, and is not")
-        elif blob_id(stored[place.offset : place.offset + place.size]) != object_id:
-            world.violated("I1", f"blob {object_id} of {repo} is damaged at {place.key(Scheme.TYPED)}")
+            world.violated("I1", f"blob {object_id} of {repo} should be at {place.key(scheme)}, and is not")
+        elif blob_id(stored[place.offset : place.offset + place.size], library.name) != object_id:
+            world.violated("I1", f"blob {object_id} of {repo} is damaged at {place.key(scheme)}")
     _check_record_packs(world, repo, closure, contents)
 
 
 def _check_record_packs(world: Any, repo: int, closure: Mapping[str, Any], contents: Mapping[str, bytes]) -> None:
     """The store alone knows every commit a head reaches: the index can be made again."""
     packs = b"".join(content for key, content in contents.items() if key.startswith("records/"))
-    for commit_id in closure:
+    for commit_id in closure if not world.weather.forgotten else ():
         if commit_id.removeprefix("sha256:").encode() not in packs:
             world.violated("I1", f"no record pack has commit {commit_id} of {repo}")
 
@@ -225,5 +240,5 @@ def _same(stored: bytes, record: Mapping[str, Any]) -> bool:
     return json.dumps(parse_canonical(stored)[1], sort_keys=True) == json.dumps(record, sort_keys=True)
 
 
-def _text(digest: bytes | None) -> str | None:
-    return None if digest is None else format_id(digest, Scheme.TYPED)
+def _text(digest: bytes | None, scheme: Scheme) -> str | None:
+    return None if digest is None else format_id(digest, scheme)

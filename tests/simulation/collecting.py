@@ -12,7 +12,6 @@ from actors.heartbeat import LEASE_S
 from storage.layout import loose_key, pack_key
 from tests.simulation.daemon import Cut, Daemon
 from wire.errors import Refusal
-from wire.ids import Scheme
 
 _EVERY_S = 90.0
 _LOOKS, _LOOK_S = 30, 3.0
@@ -66,7 +65,16 @@ class Collector:
         raise Cut
 
     def _needless(self) -> list[str]:
-        """Give the keys of objects and packs that no row names."""
-        rows = self._world.index.tables.blobs.values()
-        places = {pack_key(r.pack_id) if r.pack_id else loose_key(r.object_id, Scheme.TYPED) for r in rows}
-        return [k for k in self._world.store.contents() if k.startswith(("objects/", "packs/")) and k not in places]
+        """Give the keys of objects and packs that no row names, and rows that no repository holds."""
+        rows = self._world.index.tables.blobs.items()
+        places = {pack_key(r.pack_id) if r.pack_id else loose_key(r.object_id, s) for (s, _), r in rows}
+        tables = self._world.index.tables
+        gone = {number: scheme for number, (_, scheme) in tables.collection.deleted.items()}
+        schemes = {**gone, **{number: r.scheme for number, r in tables.repositories.items()}}
+        held = {(schemes[push.repo], i) for push in tables.pushes.values() for i in push.blobs
+                if push.repo not in gone or not push.accepted}  # fmt: skip
+        held |= {(scheme, i) for _, scheme, i in tables.held_blobs}
+        unheld = [f"row of {i.hex()}" for s, i in tables.blobs if not {(s, i), (None, i)} & held]
+        return unheld + [
+            k for k in self._world.store.contents() if k.startswith(("objects/", "packs/")) and k not in places
+        ]

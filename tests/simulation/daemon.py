@@ -194,7 +194,7 @@ class Daemon:
     def see(self, refusal: Refusal | None) -> None:
         """Take note of what a client was told: nothing is damaged unless the weather does it."""
         damaged = refusal is not None and refusal.code in {Code.STORE_DAMAGED, Code.INTERNAL}
-        if damaged and not self.dead and "store garbles" not in self.weather.kinds:
+        if damaged and not self.dead and not self.world.may_be_damaged:
             self.world.violated("I1", f"told by {self.name}: {refusal}")
 
     def connect(self, request: PushRequest) -> Connection:

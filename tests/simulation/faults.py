@@ -14,6 +14,10 @@ KINDS = (
     "store loses answers",  # F2
     "store garbles",  # F3
     "store slow",  # F11
+    "store full",  # F10
+    "store forgets",  # F4: what was acknowledged is not there; nothing wrong may come of it, and it must be told
+    "credentials expire",  # F8: refused for a while, and not as something that passes
+    "listing lags",  # F7
     "index refuses",  # F12, before the commit
     "index loses answers",  # F12, after it
     "index slow",
@@ -27,16 +31,21 @@ KINDS = (
 )
 _RATE = {
     "store refuses": 0.05, "store loses answers": 0.05, "store garbles": 0.04, "store slow": 0.1,
+    "store full": 0.01, "store forgets": 0.04, "credentials expire": 0.01, "listing lags": 0.5,
     "index refuses": 0.02, "index loses answers": 0.03, "index slow": 0.2, "cuts": 0.15, "handlers fail": 0.15,
 }  # fmt: skip
-_BURST = {"store refuses", "index refuses"}
+RARE = {"store forgets": 0.06, "credentials expire": 0.15}
+"""Kinds that are drawn less often than others: they excuse what must not be otherwise."""
+_BURST = {"store refuses", "index refuses", "store full", "credentials expire"}
 _BURST_RATE = 0.7
 _BURST_S = (5.0, 60.0)
-_WRITES = {"put_batch", "put_file", "copy", "delete"}
+_PUTS = {"put_batch", "put_file", "copy"}
+_WRITES = {*_PUTS, "delete"}
 _READS = {"get", "get_ranges", "stream"}
 _SLOW_S = (0.01, 0.1, 1.0, 5.0)
 _LAGS = {"index": (0.25, 0.1), "store": (0.5, 5.0)}
 """Port → how many of its answers take longer, and how long at most."""
+_LISTING_LAGS_S = (1.0, 30.0, 200.0)
 _HANGS_S = 90.0
 """Longer than any call may take."""
 
@@ -50,6 +59,8 @@ class Weather:
     lagging: bool = False
     """Whether answers take their time in any case, so that more happens between one call and the next."""
     calm: bool = False
+    forgotten: set[str] = field(default_factory=set)
+    """Keys that were put and went missing."""
     _bursts: dict[str, float] = field(default_factory=dict)
     """Kind → until when it hits most calls."""
 
@@ -71,6 +82,10 @@ class Weather:
             return 0.0
         return _HANGS_S if kind.startswith("store") and self.rng.random() < 0.03 else self.rng.choice(_SLOW_S)
 
+    def listing_lag(self) -> float:
+        """Give how old a listing is."""
+        return self.rng.choice(_LISTING_LAGS_S) if self.strikes("listing lags") else 0.0
+
     def lag(self, port: str) -> float:
         """Give how long an answer takes to come back, in weather where more is to happen before it does."""
         share, longest_s = _LAGS[port]
@@ -82,6 +97,13 @@ class Weather:
         delay_s = self.slowness("store slow")
         if self.strikes("store refuses"):
             return Fault(fail_before=True, delay_s=delay_s)
+        if self.strikes("credentials expire"):
+            return Fault(fail_before=True, temporary=False, delay_s=delay_s)
+        if call.operation in _PUTS and self.strikes("store full"):
+            return Fault(full=True, delay_s=delay_s)
+        if call.operation in _PUTS and self.strikes("store forgets"):
+            self.forgotten.update(call.keys)
+            return Fault(vanish=True, delay_s=delay_s)
         if call.operation in _WRITES and self.strikes("store loses answers"):
             return Fault(fail_after=True, delay_s=delay_s)
         if call.operation in _READS and self.strikes("store garbles"):

@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from tests.muse import Push, blob_id, make_commit, make_snapshot
+from tests.muse import Push, blob_id, make_commit, make_snapshot, typed
 
 _PATHS = ("a.txt", "b.txt", "docs/c.md", "src/d.py", "src/deep/e.py")
 _SHARED_CONTENTS = 6
@@ -34,6 +34,8 @@ class Library:
     """How often a content is one of those that turn up everywhere."""
     commits: dict[str, Made] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)
+    name: object = typed
+    """The id scheme, as ``tests.muse`` has it."""
     _numbers: int = 0
 
     def __post_init__(self) -> None:
@@ -51,17 +53,20 @@ class Library:
             else:
                 manifest[path] = self._content(rng)
         self._numbers += 1
-        snapshot = make_snapshot(manifest)
+        snapshot = make_snapshot(manifest, name=self.name)
         record = make_commit(
-            snapshot["snapshot_id"], list(parents), author=f"{who} <{who}@example.org>", message=f"{self._numbers} ü"
-        )
+            snapshot["snapshot_id"], list(parents), self.name, author=f"{who} <{who}@example.org>",
+            message=f"{self._numbers} ü",
+        )  # fmt: skip
         self.commits[record["commit_id"]] = Made(record, parents, manifest)
         return record["commit_id"]
 
     def _content(self, rng: random.Random) -> str:
         shared = rng.random() < self.shared
         content = rng.choice(self._shared) if shared else rng.randbytes(rng.choice([3, 40, 400, 1500]))
-        object_id = blob_id(content)
+        if not shared and self.blobs and rng.random() < 0.2:  # one that builds on another
+            content = self.blobs[rng.choice(list(self.blobs))] + content[:40]
+        object_id = blob_id(content, self.name)
         self.blobs[object_id] = content
         return object_id
 
@@ -85,7 +90,7 @@ class Library:
         there = self.closure(commit_id for commit_id in have if commit_id in self.commits)
         known_blobs = {oid for made in there.values() for oid in made.manifest.values()}
         known_snapshots = {made.record["snapshot_id"] for made in there.values()}
-        push = Push(branch)
+        push = Push(branch, name=self.name)
         for commit_id, made in reversed(_parents_last(self, head)):
             if commit_id in there:
                 continue
@@ -103,7 +108,7 @@ class Library:
         known.add(snapshot_id)
         base = self.commits[made.parents[0]] if made.parents and deltas else None
         if base is None or base.record["snapshot_id"] not in known:
-            push.snapshots.append(make_snapshot(made.manifest))
+            push.snapshots.append(make_snapshot(made.manifest, name=self.name))
             return
         push.deltas.append({
             "snapshot_id": snapshot_id, "parent_snapshot_id": base.record["snapshot_id"],

@@ -17,7 +17,7 @@ import trio
 from storage.environment import Environment
 from storage.errors import IndexUnavailable, StoreUnavailable
 from storage.memory.index import MemoryIndex
-from storage.object_store import ObjectStore, ReadRange, StoredObject
+from storage.object_store import ReadRange, StoredObject
 from storage.objects.memory import MemoryStore
 from storage.objects.wrapped import WrappedStore
 from tests.simulation.faults import Weather
@@ -36,6 +36,9 @@ class SimulatedStore(MemoryStore):
         super().__init__(environment)
         self._unsynced: dict[str, tuple[tuple[bytes, float] | None, float]] = {}
         """Key → what it was before, and when it is durable by itself."""
+        self.put_at: dict[str, float] = {}
+        self.gone: dict[str, tuple[StoredObject, float]] = {}
+        """What was deleted, and when: an old listing has it still."""
 
     async def put_batch(self, items: Sequence[tuple[str, bytes]]) -> None:
         await self._put_durably([key for key, _ in items], lambda: super(SimulatedStore, self).put_batch(items))
@@ -49,6 +52,7 @@ class SimulatedStore(MemoryStore):
     async def _put_durably(self, keys: list[str], put: Callable[[], Awaitable[None]]) -> None:
         before = {key: self._contents.get(key) for key in keys}
         await put()
+        self.put_at.update(dict.fromkeys(keys, trio.current_time()))
         for key in keys:
             self._unsynced.setdefault(key, (before[key], trio.current_time() + LAZY_SYNC_S))
         if self.syncs:
@@ -57,6 +61,13 @@ class SimulatedStore(MemoryStore):
             finally:
                 for key in keys:
                     self._unsynced.pop(key, None)
+
+    async def delete(self, keys: Iterable[str]) -> None:
+        for key in (keys := list(keys)):
+            if key in self._contents:
+                content, modified = self._contents[key]
+                self.gone[key] = StoredObject(key, len(content), modified), trio.current_time()
+        await super().delete(keys)
 
     def contents(self) -> Mapping[str, bytes]:
         """Give what is stored, for who looks from outside."""
@@ -96,8 +107,9 @@ class Witness(Protocol):
 class GatedStore(WrappedStore):
     """A daemon's way to the object store."""
 
-    def __init__(self, inner: ObjectStore, gate: Gate) -> None:
-        super().__init__(inner)
+    def __init__(self, machine: SimulatedStore, gate: Gate) -> None:
+        super().__init__(machine)
+        self._machine = machine
         self._gate = gate
 
     async def put_batch(self, items: Sequence[tuple[str, bytes]]) -> None:
@@ -129,8 +141,16 @@ class GatedStore(WrappedStore):
 
     async def scan(self, prefix: str) -> AsyncGenerator[StoredObject, None]:
         await self._gate.enter("store.scan", _store_gone())
+        lag_s = self._gate.weather.listing_lag()
+        now = trio.current_time()
+        known: set[str] = set()
         async with aclosing(self.inner.scan(prefix)) as found:  # type: ignore[type-var]
             async for stored in found:
+                known.add(stored.key)
+                if not lag_s or self._machine.put_at.get(stored.key, 0.0) <= now - lag_s:
+                    yield stored
+        for stored, gone_at in list(self._machine.gone.values()) if lag_s else []:
+            if stored.key.startswith(prefix) and stored.key not in known and gone_at > now - lag_s:
                 yield stored
 
     async def _pass(self, name: str, operation: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:

@@ -32,11 +32,11 @@ def run_seed(seed: int) -> Outcome:
 
 def run_seeds(seeds: Iterable[int], processes: int) -> Iterator[Outcome]:
     """Run seeds in several processes, which are ended with the iterator; outcomes come in the order of the seeds."""
-    with multiprocessing.get_context("forkserver").Pool(processes, _prepare) as pool:
+    with multiprocessing.get_context("forkserver").Pool(processes, prepare) as pool:
         yield from pool.imap(run_seed, seeds, _CHUNK)
 
 
-def _prepare() -> None:
+def prepare() -> None:
     """Make a process ready: what is loaded stays, and a run's garbage is little."""
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import trio
@@ -16,6 +16,7 @@ from actors.push.unpack import UnpackActor, Upload
 from actors.supervisor import Draining
 from storage.layout import staged_mpack_key, staged_object_key
 from storage.rows import PushState, Right
+from tests.containers import copy, delta, insert, stored_zlib
 from tests.mpack_pushes import mpack_of
 from tests.muse import Push, frame, make_commit, make_snapshot, unpack_frames
 from tests.simulation.daemon import Cut, Daemon
@@ -40,7 +41,21 @@ class Sender:
 
     async def by_stream(self, operation: Operation, push: Push) -> Mapping[str, Any]:
         """Protocol §5."""
-        return await self._stream(operation, push, list(push.object_frames()))
+        return await self._stream(operation, push, list(self._object_frames(operation, push)))
+
+    def _object_frames(self, operation: Operation, push: Push) -> Iterator[bytes]:
+        """Give a push's objects, some as changes to one that the repository should have, or that comes before them."""
+        rng, library = self._client.rng, self._client.library
+        bases = [oid for made in library.closure([operation.new]).values() for oid in made.manifest.values()]
+        bases = sorted({oid for oid in bases if oid not in push.blobs}) if rng.random() < 0.5 else []
+        for oid, content in push.blobs.items():
+            if bases and rng.random() < 0.7:
+                base = rng.choice(bases)
+                changes = stored_zlib(_appended(library.blobs[base], content))
+                yield frame("O", object_id=oid, encoding="delta+zlib", base=base, content=changes)
+            else:
+                yield frame("O", object_id=oid, encoding="raw", content=content)
+            bases.append(oid)
 
     async def by_presigned(self, operation: Operation, push: Push) -> Mapping[str, Any]:
         """Protocol §6: what the repository lacks is uploaded and confirmed, then the push names it."""
@@ -109,12 +124,13 @@ class Sender:
 
     def _forgive(self, refusal: Refusal) -> None:
         """A file that was read wrongly may be sent again: its refusal is not kept."""
-        if "store garbles" in self._world.weather.kinds and refusal.code in {Code.BAD_OBJECT_HASH, Code.MALFORMED}:
+        garbled = {"store garbles", "store forgets"} & self._world.weather.kinds
+        if garbled and refusal.code in {Code.BAD_OBJECT_HASH, Code.MALFORMED}:
             raise Cut
 
     async def request(self, daemon: Daemon) -> PushRequest:
         """Do what comes before a push: find the repository, and the right."""
-        repository = await daemon.index.find_repository(self._client.repository.owner, self._client.repository.slug)
+        repository = await self._client.found(daemon)
         request_id = f"{self._client.name}-{self._world.witness.moment()}"
         return PushRequest(repository, self._client.name, Right.WRITE, request_id)
 
@@ -181,11 +197,11 @@ class Sender:
     async def claim_strange(self, blob_id: str, heads: Mapping[str, str]) -> None:
         """Push a commit that names a blob this repository was never sent."""
         client, rng = self._client, self._client.rng
-        manifest = {"stolen.txt": blob_id}
-        snapshot = make_snapshot(manifest)
-        push = Push("stolen")
+        manifest, name = {"stolen.txt": blob_id}, client.library.name
+        snapshot = make_snapshot(manifest, name=name)
+        push = Push("stolen", name=name)
         push.snapshots = [snapshot]
-        push.commits = [make_commit(snapshot["snapshot_id"], [], message=f"by {client.name} {rng.random()}")]
+        push.commits = [make_commit(snapshot["snapshot_id"], [], name, message=f"by {client.name} {rng.random()}")]
         operation = self._world.witness.begins(
             Operation(
                 client.name, client.repository.number, "stolen", push.head, False, None,
@@ -200,3 +216,13 @@ class Sender:
         else:
             self._world.witness.ends(operation, "acknowledged")
             self._world.violated("I3", f"{client.name} claimed blob {blob_id} of another repository")
+
+
+def _appended(base: bytes, content: bytes) -> bytes:
+    """Give a content as a delta: what it begins with like its base, and the rest."""
+    same = next(
+        (at for at, (a, b) in enumerate(zip(base, content, strict=False)) if a != b), min(map(len, (base, content)))
+    )
+    rest = content[same:]
+    copied = [copy(0, same)] if same else []
+    return delta(len(base), len(content), *copied, *(insert(rest[at : at + 127]) for at in range(0, len(rest), 127)))

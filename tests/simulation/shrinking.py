@@ -42,5 +42,11 @@ def _smaller(plan: Plan) -> Iterator[Plan]:
         yield replace(plan, faults=plan.faults - {kind})
     for type_ in sorted(plan.types):
         yield replace(plan, types=plan.types - {type_})
+    for count in range(plan.plain):
+        yield replace(plan, plain=count)
+    if plan.quota:
+        yield replace(plan, quota=0)
+    if plan.deletes:
+        yield replace(plan, deletes=False)
     if plan.cache_bytes:
         yield replace(plan, cache_bytes=0)

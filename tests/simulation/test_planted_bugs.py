@@ -12,7 +12,7 @@ SEEDS = 2_000
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name.replace(" ", "-"))
 def test_a_planted_mistake_is_found(mistake: Planted) -> None:
-    """Without the claims' fence, the compare-and-swap, the leases or the sync, a promise is broken."""
+    """Without the claims' fence, the compare-and-swap, leases, sync, quota or a check, a promise is broken."""
     with planted(mistake):
         for seed in range(SEEDS):
             plan = Plan.drawn(seed)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from storage.memory.index import MemoryIndex
-from wire.ids import Scheme, format_id
+from wire.ids import format_id
 
 _MOVERS = {"accept_push", "finish_push", "move_branches"}
 _CLAIM_ENDERS = {"fail_job", "return_jobs", "recover_stale", "cancel_job"}
@@ -33,6 +33,8 @@ class Operation:
     outcome: str = "unknown"
     """``acknowledged``, ``refused``, or ``unknown``: then it may have happened."""
     ended: int | None = None
+    nameless: bool = False
+    """Whether it is a push without an id of its own: each time it is sent, it is another one."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Witness:
             repo, cause = (first, arguments[2]) if operation == "move_branches" else (first.repo, first.push_id)
             self._world.trace.say("index", f"{operation} of {repo}: {result.outcome.value}")
             self._see_branches(repo, cause)
+            self._see_usage()
         elif operation == "claim_jobs":
             self._world.jobs.claimed(result)
         elif operation == "complete_job" and result:
@@ -93,8 +96,17 @@ class Witness:
         elif operation in _CLAIM_ENDERS:
             self._world.jobs.ended(self._index.tables.claims)
 
+    def _see_usage(self) -> None:
+        """No more is held than the quota in force allows."""
+        quota, tables = self._world.plan.quota, self._index.tables
+        used = sum(tables.usage[number] for number in tables.repositories)
+        if quota and not self._world.weather.calm and used > quota:
+            self._world.violated("Q", f"{used} bytes are held, the quota is {quota}")
+
     def _see_branches(self, repo: int, cause: uuid.UUID | str) -> None:
-        branches = {b: format_id(head, Scheme.TYPED) for b, head in self._index.tables.branches[repo].items()}
+        branches = {
+            b: format_id(head, self._world.scheme(repo)) for b, head in self._index.tables.branches[repo].items()
+        }
         before = self.heads(repo)
         for branch in sorted(branches.keys() | before.keys()):
             old, new = before.get(branch), branches.get(branch)

@@ -147,7 +147,7 @@ class JobLedger:
     def _excused(self, error: str) -> bool:
         """Tell whether what a job failed of came from outside."""
         faults = self._world.plan.faults
-        garbled = "store garbles" in faults and "ObjectDamaged" in error
+        garbled = self._world.may_be_damaged and ("ObjectDamaged" in error or "ObjectMissing" in error)
         return bool(faults) and (garbled or any(word in error for word in _FROM_OUTSIDE))
 
 

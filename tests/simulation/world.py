@@ -19,24 +19,27 @@ from typing import Any
 import trio
 
 from storage.memory.index import MemoryIndex
-from storage.rows import NewRepository, Repository, Visibility
+from storage.rows import QUOTA_NONE, NewRepository, Repository, Visibility
 from tests.clones import Clone
+from tests.muse import plain
 from tests.simulation import checks, clockwork
 from tests.simulation.client import Client
 from tests.simulation.clockwork import SimulatedEnvironment, Trace, stream
 from tests.simulation.collecting import Collector
 from tests.simulation.daemon import Daemon
-from tests.simulation.faults import KINDS, Weather
+from tests.simulation.faults import KINDS, RARE, Weather
 from tests.simulation.library import Library
 from tests.simulation.ports import SimulatedStore
 from tests.simulation.witness import Witness
 from tests.simulation.work import SETTINGS, JobLedger, types_drawn
+from wire.ids import Scheme
 from wire.limits import Limits
 
 LONGEST_S = 8_000.0
 """Of simulated time; a run that takes longer hangs."""
 _RESTART_S = (0.1, 5.0)
 _LOOKS = 60
+_OWNER = "alice"
 _COLLECTORS = (0, 0, 0, 0, 0, 0, 0, 1, 2)
 
 
@@ -57,16 +60,27 @@ class Plan:
     """Of jobs; without any, no daemon works."""
     collectors: int
     """Which collect all the time, besides the jobs that do."""
+    plain: int = 0
+    """How many of the repositories are those of the public 0.1.x client."""
+    quota: int = QUOTA_NONE
+    """Bytes all repositories together may hold while the weather is bad."""
+    deletes: bool = False
+    """Whether repositories are deleted."""
 
     @classmethod
     def drawn(cls, seed: int) -> Plan:
         """Draw a plan; some have no faults at all."""
         rng = stream(seed, "plan")
-        faults = frozenset() if rng.random() < 0.1 else frozenset(kind for kind in KINDS if rng.random() < 0.5)
+        faults = (
+            frozenset()
+            if rng.random() < 0.1
+            else frozenset(kind for kind in KINDS if rng.random() < RARE.get(kind, 0.5))
+        )
         collectors = rng.choice(_COLLECTORS)
         return cls(
             seed, rng.choice([1, 2, 2, 3]), rng.choice([1, 2, 2, 3]), rng.choice([2, 2, 3, 4]), rng.choice([1, 2]),
             faults, rng.choice([0, 0, 100, 1024 * 1024]), types_drawn(rng, collecting=collectors > 0), collectors,
+            rng.choice([0, 0, 0, 1, 1, 2]), rng.choice([QUOTA_NONE] * 5 + [4_000, 12_000]), rng.random() < 0.15,
         )  # fmt: skip
 
 
@@ -104,19 +118,38 @@ class World:
         self.weather = Weather(plan.faults, stream(plan.seed, "weather"), lagging=plan.collectors > 0)
         self.environment = SimulatedEnvironment(stream(plan.seed, "index"))
         self.store = SimulatedStore(self.environment)
-        self.index = MemoryIndex(new_token=self.environment.uuid)
+        self.index = MemoryIndex(owner_quota=plan.quota, new_token=self.environment.uuid)
         self.witness = Witness(self, self.index)
         self.jobs = JobLedger(self)
-        self.library = Library(stream(plan.seed, "library"), 0.6 if plan.collectors else 0.4)
+        shared = 0.6 if plan.collectors else 0.4
+        self.libraries = {
+            Scheme.TYPED: Library(stream(plan.seed, "library"), shared),
+            Scheme.PLAIN: Library(stream(plan.seed, "plain library"), shared, name=plain),
+        }
         self.sent: dict[int, set[str]] = defaultdict(set)
         """Repository → ids of blobs any push of it has named."""
         self.repositories: list[Repository] = []
+        self.deleted: set[int] = set()
+        """Numbers of repositories somebody has asked to delete."""
         self.violations: list[Violation] = []
         self.daemons: list[Daemon] = []
         self._home = home
         self.calm_since = clockwork.START
         self._born = 0
         self._trouble = trio.CancelScope()
+
+    @property
+    def may_be_damaged(self) -> bool:
+        """Whether stored bytes may be wrong, missing or unreadable through no fault of the server's."""
+        return bool({"store garbles", "store forgets"} & self.plan.faults)
+
+    def scheme(self, repo: int) -> Scheme:
+        """Give the scheme of a repository's ids."""
+        return Scheme.PLAIN if repo in [r.number for r in self.repositories[: self.plan.plain]] else Scheme.TYPED
+
+    def library(self, repo: int) -> Library:
+        """Give everything that was ever made with such ids."""
+        return self.libraries[self.scheme(repo)]
 
     def draw(self, *names: object) -> random.Random:
         """Give the random numbers of one drawer."""
@@ -136,7 +169,7 @@ class World:
     def logged(self, event: MutableMapping[str, Any]) -> None:
         """Take a line of the log; what a server calls an error is a mistake here."""
         told = event["event"] == "job"  # a job keeps its error, which is looked at by itself
-        told = told or ("store garbles" in self.plan.faults and "damage" in event["event"])
+        told = told or (self.may_be_damaged and "damage" in event["event"])
         if not told and (event["log_level"] in {"error", "critical", "exception"} or event.get("exc_info")):
             self.trace.say("log", f"{event['log_level']} {event['event']} {event.get('error', '')}")
             if not any(daemon.dead for daemon in self.daemons):
@@ -173,7 +206,7 @@ class World:
         for number in range(self.plan.repositories):
             made = await self.index.create_repository(
                 NewRepository(
-                    self.environment.uuid(), "alice", f"r{number}", Visibility.PRIVATE, "main", "code",
+                    self.environment.uuid(), _OWNER, f"r{number}", Visibility.PRIVATE, "main", "code",
                     self.environment.now(),
                 )
             )  # fmt: skip
@@ -252,6 +285,7 @@ class World:
         """End the bad weather, and wait until everything that runs has come to its end."""
         self.trace.say("weather", "is calm")
         self.weather.calm = True
+        await self.index.set_quota(_OWNER, QUOTA_NONE)
         self.calm_since = self.environment.now()
         self._trouble.cancel()
         for daemon in self.daemons:
@@ -266,7 +300,7 @@ class World:
         for branch, head in heads.items():
             if not self._was_at(client.repository.number, branch, head, began):
                 self.violated("I1", f"{client.name} saw {branch} at {head}, where it was not")
-            checks.compare(self, clone, head)
+            checks.compare(self, clone, head, self.library(client.repository.number))
 
     def _was_at(self, repo: int, branch: str, head: str, began: int) -> bool:
         """Tell whether a branch was somewhere at any time since a moment."""
@@ -276,10 +310,18 @@ class World:
 
     def strange_to(self, repo: int, rng: random.Random) -> tuple[str, str] | None:
         """Give a commit and a blob that only another repository has, if there are any."""
-        changes = self.witness.changes
+        changes = [c for c in self.witness.changes if self.scheme(c.repo) is self.scheme(repo)]
         own = {c.new for c in changes if c.repo == repo} | {o.new for o in self.witness.operations if o.repo == repo}
         commits = sorted({c.new for c in changes if c.repo != repo and c.new is not None} - own)
-        blobs = sorted({blob for number, ids in self.sent.items() if number != repo for blob in ids} - self.sent[repo])
+        blobs = sorted(
+            {
+                blob
+                for number, ids in self.sent.items()
+                if number != repo and self.scheme(number) is self.scheme(repo)
+                for blob in ids
+            }
+            - self.sent[repo]
+        )
         return (rng.choice(commits), rng.choice(blobs)) if commits and blobs else None
 
 

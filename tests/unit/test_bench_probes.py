@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import msgpack
 import pytest
 
 from actors.spool import SpoolDirectory
+from bench import git_wire, plain_client
 from bench.__main__ import parse
 from bench.bodies import Body, grouped, make_bodies
 from bench.crowd import check_result
@@ -20,6 +22,7 @@ from bench.targets import (
     AT_ONCE,
     CROWD_PUSH,
     ERRORS,
+    FETCH,
     FIRST_PUSH,
     HOLD_MAX,
     HOLD_P99,
@@ -35,8 +38,9 @@ from bench.targets import (
     judge,
 )
 from bench.upload import hash_alone, random_pieces
-from bench.workloads import Shape
+from bench.workloads import GIT_ENVIRONMENT, Shape, git, write_git
 from museworkd.client.outgoing import COMMIT, DELTA, FULL
+from tests import muse
 from wire.frames import NEED_DATA, CommitPackEnd, FrameReader, Grammar, Header, Object, Record
 from wire.ids import Kind, Scheme, hash_bytes, parse_id
 
@@ -117,6 +121,76 @@ def test_a_first_push_that_went_by_mpack_is_not_repeated_as_one() -> None:
     ours, _ = _ways(results, 1)
     assert "mpack" not in ours.done
     assert "presigned" in ours.done
+
+
+def test_a_fetch_brings_ten_commits_into_a_clone_made_before_them(tmp_path: Path) -> None:
+    done: list[tuple[object, ...]] = []
+
+    class Fetching(_Peer):
+        def clone(self, content: Content, repository: str, target: Path) -> Sample:
+            target.mkdir()
+            done.append(("clone", repository))
+            return Sample(9.0)
+
+        def push_increment(self, content: Content, repository: str, commit: str) -> Sample:
+            done.append(("push", commit))
+            return Sample(9.0)
+
+        def fetch(self, content: Content, target: Path, commit: str) -> Sample:
+            done.append(("fetch", commit, target.is_dir()))
+            return Sample(1.0)
+
+    peer, results = Fetching("ours", one_way=False), Results()
+    content = Content("S", Path(), Path(), None, None)
+    rounds = Rounds([peer], content, tmp_path, results)  # type: ignore[list-item]
+    plan = Plan(content, frozenset({FETCH}), 1, 1, 0, None)
+    rounds._on_top(plan, [peer], {"ours": iter([str(number) for number in range(20)])})  # type: ignore[list-item]
+    assert done == [("clone", "first"), ("push", "9"), ("fetch", "9", True)]
+    assert [sample.wall_s for sample in results.samples["S", FETCH, "ours"]] == [1.0]
+    assert not (tmp_path / "clone").exists()
+
+
+def test_what_git_is_asked_by_hand_is_what_git_understands(tmp_path: Path) -> None:
+    """Its own upload-pack answers with the whole history; a pack that is cut, damaged or another is told."""
+    made = write_git(Shape("asked", 5, 4, 200, 2, text=True), tmp_path / "git", packed=True)
+    head = git(made, "rev-parse", "main")
+    objects = len(git(made, "rev-list", "--objects", "main").splitlines())
+
+    def say(request: bytes) -> bytes:
+        command = ["git", "upload-pack", "--stateless-rpc", str(made)]
+        environment = {**GIT_ENVIRONMENT, "GIT_PROTOCOL": "version=2"}
+        return subprocess.run(command, input=request, env=environment, capture_output=True, check=True).stdout
+
+    assert say(git_wire.LIST_REFS)[4:44].decode() == head
+    answer = say(git_wire.want(head))
+    git_wire.check_pack(answer, objects)
+    at = answer.index(b"PACK") + 30
+    damaged = answer[:at] + bytes([answer[at] ^ 1]) + answer[at + 1 :]
+    for wrong, count in ((answer, objects + 1), (damaged, objects), (answer[: len(answer) // 2], objects), (b"", 0)):
+        with pytest.raises(BenchError):
+            git_wire.check_pack(wrong, count)
+
+
+def test_the_bodies_of_the_old_client_are_those_of_the_protocol() -> None:
+    """Every id is recomputed from the protocol page; every manifest is whole; no blob comes twice."""
+    shape = Shape("old", 30, 500, 20, 40, text=False)
+    made = plain_client.make_push(shape)
+    body = msgpack.unpackb(made.bundle)
+    bundle = body["bundle"]
+    assert (body["branch"], body["force"], bundle["objects"]) == ("main", False, [])
+    assert bundle["branch_heads"] == {"main": made.head}
+    assert [muse.commit_id(commit, muse.plain) for commit in bundle["commits"]] == [
+        commit["commit_id"] for commit in bundle["commits"]
+    ]
+    for commit, snapshot in zip(bundle["commits"], bundle["snapshots"], strict=True):
+        assert muse.snapshot_id(snapshot["manifest"], (), muse.plain) == snapshot["snapshot_id"]
+        assert snapshot["snapshot_id"] == commit["snapshot_id"]
+        assert len(snapshot["manifest"]) == shape.files
+    sent = [item for part in made.objects for item in msgpack.unpackb(part)["objects"]]
+    assert [item["object_id"] for item in sent] == made.ids == msgpack.unpackb(made.question)["object_ids"]
+    assert all(muse.blob_id(item["content"], muse.plain) == item["object_id"] for item in sent)
+    assert [len(msgpack.unpackb(part)["objects"]) for part in made.objects][:-1] == [400] * (len(made.objects) - 1)
+    assert len(made.ids) == shape.objects
 
 
 def test_how_long_connections_were_held_is_read_from_what_the_daemon_says_last() -> None:

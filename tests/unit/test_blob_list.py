@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import tracemalloc
 
-from actors.fetch.contents import BlobList
+from actors.fetch.blob_list import BlobList
 
 
 def test_each_blob_is_listed_once_in_order_and_none_that_was_excluded():

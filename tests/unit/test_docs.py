@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from museworkd.http.app import _REPOSITORY, _ROUTES
+from museworkd.http.server import ServerStatistics
+from museworkd.telemetry.metrics import Metrics
+from storage.object_store import StoreStatistics
+from storage.postgres.database import DatabaseStatistics
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,6 +53,18 @@ def test_every_route_is_in_the_reference() -> None:
     for route in routes:
         tail = route.removeprefix("/{owner}/{name}")
         assert route in page or f"…{tail}" in page, route
+
+
+def test_every_metric_is_in_the_reference() -> None:
+    """Those that are counted, and the numbers of every source that is asked."""
+    page = (ROOT / "docs" / "reference" / "metrics.md").read_text("utf-8")
+    named = set(re.findall(r"`(museworkd_\w+|…_\w+)`", page))
+    for family in Metrics().registry.collect():
+        assert {family.name, f"{family.name}_total"} & named, family.name
+    sources = {"database": DatabaseStatistics, "store": StoreStatistics, "http": ServerStatistics}
+    for source, statistics in sources.items():
+        for entry in fields(statistics):
+            assert {f"museworkd_{source}_{entry.name}", f"…_{entry.name}"} & named, (source, entry.name)
 
 
 def test_links_in_the_pages_lead_somewhere() -> None:

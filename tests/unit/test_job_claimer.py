@@ -237,6 +237,55 @@ async def test_a_job_outlives_a_crash_of_its_claimer(
     assert (job.state, job.attempts, len(busy.repos)) == (JobState.DONE, 1, 1)
 
 
+@pytest.mark.parametrize("ending", [False, True])
+async def test_F12_what_was_claimed_while_the_answer_was_lost_is_given_back(
+    ending: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    """F12: by the daemon itself, soon, or at its end, and not only when the claim is stale; it costs no attempt."""
+
+    class Forgetful(MemoryIndex):
+        lost = 0
+
+        async def claim_jobs(self, *arguments: object) -> list:
+            claimed = await super().claim_jobs(*arguments)
+            if claimed and not self.lost:
+                self.lost = len(claimed)
+                raise IndexUnavailable("the answer was lost")
+            return claimed
+
+    index, busy = Forgetful(), Busy(30)
+    numbers = await enqueue(index, "a", range(1, 4))
+    services = job_services(index, stale_s=3_000, poll_s=5)
+    async with working(services, {"a": busy}, {"a": 3}) as worker:
+        await trio.testing.wait_all_tasks_blocked()
+        assert index.lost == 3
+        if ending:
+            worker.die()
+            assert await worker.work.give_back() == 3
+            assert {(await ended(index, number, JobState.PENDING)).attempts for number in numbers} == {0}
+        else:
+            jobs = [await ended(index, number, limit_s=60) for number in numbers]
+            assert {(job.state, job.attempts) for job in jobs} == {(JobState.DONE, 1)}
+
+
+async def test_the_claim_of_an_end_that_cannot_be_recorded_is_not_given_back(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Each attempt counts, or a job whose end no index takes would be begun for ever."""
+
+    class Refusing(MemoryIndex):
+        async def complete_job(self, *_: object) -> bool:
+            raise ValueError("a bug")
+
+    index, handler = Refusing(), Scripted({}, {}, {})
+    (number,) = await enqueue(index, "a", range(1, 2))
+    async with working(job_services(index, stale_s=300, poll_s=5, retry_s=1), {"a": handler}):
+        await trio.sleep(200)
+        assert len(handler.begun) == 1
+        job = await ended(index, number)
+    assert (job.state, job.attempts) == (JobState.FAILED, 3)
+
+
 async def test_paused_types_and_held_jobs_wait(
     memory_index: MemoryIndex, autojump_clock: trio.testing.MockClock
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import msgpack
 import pytest
 import trio
@@ -10,7 +12,15 @@ from actors.manifests import KEPT_BYTES, ManifestCache
 from actors.snapshot_builder import SnapshotBuilder
 from storage.memory.index import MemoryIndex
 from storage.rows import SnapshotRow
-from storage.snapshots import DEPTH_MOST, Changes, Entries, build_manifest, pack_changes, unpack_changes
+from storage.snapshots import (
+    DEPTH_MOST,
+    Changes,
+    Entries,
+    are_sound,
+    build_manifest,
+    pack_changes,
+    unpack_changes,
+)
 from tests.unit.refusals import refused
 from wire.canonical import canonical_bytes, canonical_with_map
 from wire.errors import Code
@@ -86,6 +96,7 @@ def test_children_of_many_deep_siblings_do_not_either():
         history.check(child)
 
 
+@pytest.mark.soak
 def test_a_long_history_keeps_short_chains_and_few_full_contents():
     history = History()
     base = history.root
@@ -121,6 +132,34 @@ def test_a_snapshot_sent_again_as_a_full_one_does_not_hide_how_deep_it_is():
         history.check(base)
 
 
+@pytest.mark.parametrize("between", ["nothing", "changes", "another history", "a refused one"])
+def test_a_full_snapshot_is_compared_with_the_one_before_it_whatever_came_in_between(between):
+    """What is stored rebuilds to its id, also when the one before was not the last that came whole."""
+    history = History(200)
+    tree = dict(history.bases[history.root].items())
+    base = history.root
+    if between == "changes":
+        base = history.add(base, "between")
+        tree["between"] = BLOB
+    elif between == "another history":  # a push that goes on from what the repository has says so to the builder
+        another = SnapshotBuilder(TYPED, PathPolicy.PORTABLE, Limits())
+        base = history.bases[base].apply({"z": BLOB}).snapshot_id(TYPED)
+        row = another.build(Snapshot(base, {**tree, "z": BLOB}, (), {}), history.bases).row
+        history.rows[base], history.builder.last = row, base
+        tree["z"] = BLOB
+    elif between == "a refused one":
+        wrong = Snapshot(b"w" * 32, {"wrong": BLOB}, (), {})
+        with refused(Code.BAD_RECORD_ID):
+            history.builder.build(wrong, history.bases)
+    del tree[min(path for path in tree if path.startswith("src/"))]
+    tree["new"] = b"n" * 32
+    snapshot_id = empty().apply(tree).snapshot_id(TYPED)
+    built = history.builder.build(Snapshot(snapshot_id, dict(tree), (), {}), history.bases)
+    history.rows[snapshot_id] = built.row
+    assert (built.row.base_id, dict(built.added)) == (base, {"new": b"n" * 32})
+    history.check(snapshot_id)
+
+
 def test_a_delta_onto_itself_is_refused():
     own = format_id(BLOB, TYPED)
     with refused(Code.MALFORMED):
@@ -146,7 +185,20 @@ def test_many_changes_are_stored_compressed_and_few_as_before():
     assert unpack_changes(packed) == many
     assert len(packed) < len(msgpack.packb([dict(many.upsert), many.remove, many.directories])) / 2
     few = Changes({"a": BLOB}, ["b"], ("c",))
-    assert msgpack.unpackb(pack_changes(few)) == [few.upsert, few.remove, list(few.directories)]
+    packed = pack_changes(few)
+    assert msgpack.unpackb(packed)[:3] == [few.upsert, few.remove, list(few.directories)]
+    assert unpack_changes(msgpack.packb(msgpack.unpackb(packed)[:3])) == Changes(few.upsert, few.remove, ("c",))
+
+
+@pytest.mark.parametrize("count", [1, 40, AT_ONCE + 1])
+def test_a_bit_flipped_in_stored_changes_is_found_without_a_manifest(count):
+    """Nothing but the changes themselves is needed to see that they are not what was written."""
+    rng = random.Random(count)
+    packed = pack_changes(Changes({f"src/{n:08}": rng.randbytes(32) for n in range(count)}, ["gone"], ("empty",)))
+    assert are_sound(packed)
+    for at in {0, 1, 2, 3, 4, len(packed) - 1, *(rng.randrange(len(packed)) for _ in range(60))}:
+        flipped = packed[:at] + bytes([packed[at] ^ (1 << rng.randrange(8))]) + packed[at + 1 :]
+        assert not are_sound(flipped), at
 
 
 @pytest.mark.parametrize("damage", [lambda p: p[:-20], lambda p: p[:5], lambda p: p[:60] + bytes(40) + p[100:]])
@@ -171,6 +223,7 @@ def test_a_map_of_paths_kept_as_bytes_reads_like_a_dictionary():
     assert not twice.finish()
 
 
+@pytest.mark.soak
 async def test_manifests_at_hand_are_bounded_by_the_bytes_they_do_not_share():
     await trio.lowlevel.checkpoint()
     cache = ManifestCache(MemoryIndex(), TYPED, PathPolicy.PORTABLE, Limits())

@@ -35,7 +35,7 @@ from wire.frames import (
 )
 from wire.limits import Limits
 
-PUSH, ANSWER = Grammar.PUSH, Grammar.ANSWER
+PUSH, ANSWER, FETCH, OBJECTS = Grammar.PUSH, Grammar.ANSWER, Grammar.FETCH, Grammar.OBJECTS
 frame = muse.frame
 
 H = frame("H", version=2, branch="main", head=None)
@@ -193,6 +193,15 @@ BEGINNINGS = {
     "after progress": (ANSWER, P + P, {"P", "X", "R"}),
     "after an error": (ANSWER, X, set()),
     "after a result": (ANSWER, P + R, set()),
+    "at the start of a fetch": (FETCH, b"", {"H"}),
+    "after the header of a fetch": (FETCH, H + O, {"O", "OC first", "C", "E", "X"}),
+    "within a chunked object of a fetch": (FETCH, H + chunk(0), {"OC next", "X"}),
+    "after a commit pack of a fetch": (FETCH, H + C, {"C", "E", "X"}),
+    "after an error of a fetch": (FETCH, H + X, set()),
+    "at the start of objects": (OBJECTS, b"", {"O", "OC first", "E"}),
+    "after an object of objects": (OBJECTS, O, {"O", "OC first", "E", "X"}),
+    "within a chunked object of objects": (OBJECTS, chunk(0), {"OC next", "X"}),
+    "after the end of objects": (OBJECTS, O + E, set()),
 }
 
 
@@ -604,6 +613,16 @@ def test_a_written_frame_is_the_one_the_mini_client_writes():
     out += writer.send_records({key: [msgpack.packb(r) for r in records] for key, records in lists.items()})
     out += writer.send("E", {"n_objects": len(push.blobs), "n_commits": len(push.commits)})
     assert out == push.frames()
+
+
+def test_a_written_records_head_is_followed_by_exactly_its_records():
+    writer = FrameWriter(PUSH)
+    data = writer.send("H", {"version": 2, "branch": "m", "head": None})
+    data += writer.send_records_head("commits", 2) + msgpack.packb({"a": 1}) + msgpack.packb({"b": 2})
+    data += writer.send("E", {"n_objects": 0, "n_commits": 2})
+    assert [event.record for event in read(data) if isinstance(event, Record)] == [{"a": 1}, {"b": 2}]
+    with pytest.raises(ValueError, match="C"):
+        writer.send_records_head("commits", 1)
 
 
 def test_a_written_object_head_is_followed_by_exactly_its_content():

@@ -12,7 +12,7 @@ from tests import muse
 from tests.unit.chunkings import SIZES, cut, examples
 from tests.unit.refusals import refused
 from wire.errors import Code
-from wire.ids import Kind, Scheme, format_id, hash_bytes, hasher_for, parse_any_id, parse_id
+from wire.ids import Kind, Scheme, format_id, hash_bytes, hasher_for, parse_any_id, parse_id, parse_ids
 
 HEX = "0123456789abcdef" * 4
 DIGEST = bytes.fromhex(HEX)
@@ -48,6 +48,18 @@ def test_what_is_not_exactly_an_id_is_refused(text):
             parse_id(text, scheme)
     with refused(Code.MALFORMED):
         parse_any_id(text)
+
+
+@pytest.mark.parametrize("scheme", Scheme)
+def test_many_ids_are_read_as_strictly_as_one(scheme):
+    digests = [hashlib.sha256(b"%d" % number).digest() for number in range(50)]
+    texts: list[object] = [format_id(digest, scheme) for digest in digests]
+    assert parse_ids(texts, scheme) == digests
+    assert parse_ids([], scheme) == []
+    [other] = set(Scheme) - {scheme}
+    halves = [format_id(DIGEST, scheme)[:-1], format_id(DIGEST, scheme) + "0"]  # of the right length together
+    for wrong in ([format_id(DIGEST, other)], halves, *([text] for text in NO_ID)):
+        assert parse_ids([*texts, *wrong, *texts], scheme) is None
 
 
 def test_an_id_of_the_other_scheme_is_refused():

@@ -421,6 +421,7 @@ def test_paths_of_thousands_of_components_cost_no_more_than_their_bytes():
         manifest.apply({f"{3:06}/a/A": BLOBS[0], f"{3:06}/a": BLOBS[0]})
 
 
+@pytest.mark.soak
 def test_a_tree_of_a_hundred_thousand_files_takes_little_more_than_its_text():
     files = {f"src/package{n % 20_000:05}/module{n:06}.py": BLOBS[n % len(BLOBS)] for n in range(100_000)}
     tracemalloc.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import random
 import struct
@@ -17,6 +18,7 @@ from wire.errors import Code
 from wire.ids import parse_any_id
 from wire.limits import Limits
 from wire.pack import (
+    ByteQueue,
     IndexEntry,
     PackEnd,
     PackIndex,
@@ -24,9 +26,11 @@ from wire.pack import (
     PackObjectEnd,
     PackPiece,
     PackReader,
+    PackRun,
     PackWriter,
     id_text,
     pack_size,
+    walk_pack,
     write_index,
 )
 
@@ -85,6 +89,45 @@ def test_a_pack_gives_the_same_objects_however_it_arrives(contents, sizes):
     found = objects_of(events_of(data, sizes))
     assert [(oid, content) for oid, _, content in found] == [(digest(oid), content) for oid, content in objects]
     assert all(data[offset : offset + len(content)] == content for _, offset, content in found)
+
+
+@given(CONTENTS, SIZES, st.integers(-1, 300))
+@examples(80)
+def test_runs_give_the_same_objects_however_they_arrive(contents, sizes, whole_bytes):
+    """Small objects many at a time, and what is larger or cut in two as before; the id is what stands there."""
+    objects = named(contents)
+    data = containers.pack(objects)
+    queue, found, end = ByteQueue(), [], None
+    steps = walk_pack(queue, Limits(), whole_bytes, runs=True)
+    for piece in cut(data, sizes):
+        queue.append(piece)
+        while end is None and (event := next(steps)) is not None:
+            match event:
+                case PackRun():
+                    assert all(size <= whole_bytes for _, size in event.contents)
+                    for at, size in event.contents:
+                        found.append((event.id_text_at(at).decode(), event.offset + at, event.data[at : at + size]))
+                case PackObjectBegin():
+                    found.append((f"sha256:{event.object_id.hex()}", event.offset, b""))
+                case PackPiece(content):
+                    found[-1] = (*found[-1][:2], found[-1][2] + content)
+                case PackEnd():
+                    end = event
+    assert [(oid, content) for oid, _, content in found] == objects
+    assert all(data[offset : offset + len(content)] == content for _, offset, content in found)
+    assert end == PackEnd(len(objects))
+    assert end.digest == hashlib.sha256(data).digest()
+
+
+def test_a_run_is_larger_than_no_limit():
+    """An object above the limit is refused, however many small ones stand before it."""
+    data = containers.pack(named([b"a", b"bb", b"c" * 200]))
+    queue = ByteQueue()
+    queue.append(data)
+    steps = walk_pack(queue, Limits(object_bytes=100), 1_000, runs=True)
+    assert [size for _, size in next(steps).contents] == [1, 2]
+    with refused(Code.TOO_LARGE):
+        next(steps)
 
 
 @given(CONTENTS)

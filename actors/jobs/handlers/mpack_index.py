@@ -4,18 +4,20 @@ The push itself has recorded it all (protocol §7), so this mends: rows, byte ra
 are missing or wrong, and contents that waited in the index and lie in the pack as well. Nothing is hashed: the pack was
 proved at the door, and what is read of it are the heads of its records.
 
-Rights: an object in a pack gives no right to it. The payload names the packs that pushes of this repository brought,
-written by the very transactions that accepted them, and of those alone the repository's references are completed. A
+Rights: an object in a pack gives no right to it. The payload names the packs that pushes of this repository brought and
+the pushes, written by the very transactions that accepted them, and of those alone the repository's references are
+completed; not, however, once something was collected from the repository: what is missing may have been taken away. A
 payload that has become too long names no pack; then the packs are looked at in which the repository's objects lie, and
 of them only what the index says of places is mended.
 """
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
-from actors.fetch.contents import BlobList
+from actors.fetch.blob_list import BlobList
 from actors.jobs.handler import JobContext, JobObsolete
 from actors.jobs.pack_heads import pack_heads
 from actors.leases import leased
@@ -37,20 +39,20 @@ async def run(context: JobContext) -> Mapping[str, object]:
     scheme = repository.scheme
     if scheme is None:
         raise JobObsolete
-    packs = dict.fromkeys(_named(context.job.payload), True)
+    packs = _named(context.job.payload)
     if WHOLE.items() <= context.job.payload.items():
-        packs = dict.fromkeys(await _of_repository(context, repository, scheme), False) | packs
+        packs = dict.fromkeys(await _of_repository(context, repository, scheme)) | packs
     objects, missing, repair = 0, 0, PackRepair()
     index, environment = context.services.index, context.services.environment
     async with leased(index, environment, repository.number) as lease:
-        for done, (pack_id, brought) in enumerate(packs.items()):
+        for done, (pack_id, push_id) in enumerate(packs.items()):
             await context.progress("packs", done, len(packs))
             try:
                 async with aclosing(_objects(context, pack_id)) as batches:
                     async for batch in batches:
                         with context.phase("object_refs"):
                             repair += await index.complete_pack(
-                                repository.number, scheme, batch, refs=brought, lease=lease
+                                repository.number, scheme, batch, brought_by=push_id, lease=lease
                             )
                         objects += len(batch)
             except ObjectMissing:  # its objects are in another one by now, or are gone with it
@@ -82,16 +84,17 @@ async def _objects(context: JobContext, pack_id: bytes) -> AsyncGenerator[list[S
                 return
 
 
-def _named(payload: Mapping[str, object]) -> list[bytes]:
-    """Read the packs of a payload; what is no id of one is not ours."""
-    packs = []
-    for name in sorted(payload):
-        try:
+def _named(payload: Mapping[str, object]) -> dict[bytes, uuid.UUID | None]:
+    """Read the packs of a payload, with the pushes that brought them; what is no id of a pack is not ours.
+
+    A previous version does not say which push it was.
+    """
+    packs: dict[bytes, uuid.UUID | None] = {}
+    for name, push in sorted(payload.items()):
+        with suppress(ValueError):
             pack_id = bytes.fromhex(name)
-        except ValueError:
-            continue
-        if len(pack_id) == DIGEST_BYTES:
-            packs.append(pack_id)
+            if len(pack_id) == DIGEST_BYTES:
+                packs[pack_id] = uuid.UUID(push) if isinstance(push, str) else None
     return packs
 
 

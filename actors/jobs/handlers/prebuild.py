@@ -17,6 +17,7 @@ from actors.fetch.plan import plan_fetch
 from actors.fetch.prepared import KEEP_S
 from actors.jobs.handler import JobContext
 from actors.leases import leased
+from actors.opaque import takes_opaque
 from storage.prebuilt import WANT_MOST, PrebuiltPack
 from storage.rows import Repository
 from wire.errors import Code, Refusal
@@ -29,7 +30,7 @@ async def run(context: JobContext) -> Mapping[str, object]:
     index, now = services.index, services.environment.now()
     heads = await index.branch_heads(repository.number)
     size = await index.repository_bytes(repository.number)
-    if not heads or size > services.settings.prebuild_bytes:
+    if not heads or size > services.settings.prebuild_bytes or takes_opaque(repository):  # nobody may ask for those
         await index.add_prebuilt(repository.number, [], now)
         return {"packs": 0, "built": 0, "repository_bytes": size, "too_large": bool(heads)}
     wants = {tuple(sorted(set(heads.values())))}

@@ -23,7 +23,7 @@ from storage.content_cache import CachedContent
 from storage.errors import Tombstoned
 from storage.layout import loose_key
 
-CONTENTS_AT_ONCE = 256
+CONTENTS_AT_ONCE = 64
 """Per transaction; by bytes there are no more than ``READ_BYTES`` and one content."""
 
 

@@ -46,16 +46,24 @@ FINDINGS_SHOWN = 100
 """In the job's result."""
 
 
+Record = Callable[[Finding], Awaitable[None]]
+"""Takes a finding."""
+
+
 async def run(context: JobContext) -> Mapping[str, object]:
     """Read everything; gives counts, and the first findings."""
-    return await _Scrub(context).run()
+    scrub = Scrub(context)
+    started = scrub.started
+    await scrub.read_all()
+    return scrub.counts() | {"mended": await context.services.index.forget_findings(started)}
 
 
-class _Scrub:
-    """One attempt, and what it goes on from."""
+class Scrub:
+    """One attempt, and what it goes on from; ``record`` takes what it finds, which the index keeps otherwise."""
 
-    def __init__(self, context: JobContext) -> None:
+    def __init__(self, context: JobContext, record: Record | None = None) -> None:
         self._context = context
+        self._record = record
         services = context.services
         self._index = services.index
         self._reader = StoreReader(services.store, Pace(services.settings.scrub_bytes_per_s))
@@ -71,7 +79,12 @@ class _Scrub:
         self._shown: list[dict[str, object]] = []
         self._kept_keys, self._kept_bytes = 0, 0
 
-    async def run(self) -> Mapping[str, object]:
+    @property
+    def started(self) -> dt.datetime:
+        """When the first attempt began."""
+        return dt.datetime.fromisoformat(self._started)
+
+    async def read_all(self) -> None:
         """Go through the stages that are left."""
         for stage, work in zip(STAGES, (self._loose, self._packs, self._records), strict=True):
             if STAGES.index(stage) >= STAGES.index(self._stage):
@@ -79,10 +92,11 @@ class _Scrub:
                 with self._context.phase(stage):
                     await work()
                 self._after = b""
-        mended = await self._index.forget_findings(dt.datetime.fromisoformat(self._started))
-        result: dict[str, object] = dict(self._counts)
+
+    def counts(self) -> dict[str, object]:
+        """Give counts, and the first findings."""
         waited_s = round(self._reader.pace.waited_s, 1)
-        return result | {"bytes": self._bytes(), "mended": mended, "waited_s": waited_s, "findings": self._shown}
+        return dict(self._counts) | {"bytes": self._bytes(), "waited_s": waited_s, "findings": self._shown}
 
     # ---- loose objects
 
@@ -222,7 +236,9 @@ class _Scrub:
         object_id = None if finding.object_id is None else finding.object_id.hex()
         if len(self._shown) < FINDINGS_SHOWN:
             self._shown.append({"key": finding.key, "object_id": object_id, "problem": finding.problem})
-        if sum(self._counts[problem] for problem in _PROBLEMS) <= FINDINGS_MOST:
+        if self._record is not None:
+            await self._record(finding)
+        elif sum(self._counts[problem] for problem in _PROBLEMS) <= FINDINGS_MOST:
             log.error(
                 "damage in the object store", key=finding.key, object_id=object_id, problem=finding.problem,
                 detail=finding.detail,

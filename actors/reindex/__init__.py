@@ -1,0 +1,1 @@
+"""An index made anew from the object store alone."""

@@ -130,9 +130,14 @@ def epoch_key() -> str:
 
 def check_key(key: str) -> str:
     """Guard a backend against keys that are not of this module's making; raises ``ValueError``."""
-    if not _KEY.fullmatch(key) or ".." in key:
+    if not is_key(key):
         raise ValueError(f"not a store key: {key!r}")
     return key
+
+
+def is_key(text: str) -> bool:
+    """Tell whether a text could be a key of this module's making."""
+    return _KEY.fullmatch(text) is not None and ".." not in text
 
 
 class Verifier:

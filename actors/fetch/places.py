@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterator
 
 from actors.fetch.blob_list import BlobList
-from actors.fetch.reading import found_place
+from actors.fetch.reading import damaged, found_place
 from actors.repair.reading import RepairServices
 from storage.layout import Place
 from wire.ids import Scheme
@@ -56,7 +56,11 @@ async def located(services: RepairServices, repo: int, scheme: Scheme, blobs: Bl
     places = Places()
     for part in blobs.parts(_LOOKUP_BATCH):
         found = await services.index.held_places(repo, scheme, part)
+        unplaced = [blob_id for blob_id in part if blob_id not in found]
+        held = (await services.index.known_blobs(repo, scheme, unplaced)).held if unplaced else frozenset[bytes]()
         for blob_id in part:
             place = found.get(blob_id)
+            if place is None and blob_id not in held:  # a copy may be somebody else's
+                raise damaged(blob_id)
             places.add(await found_place(services, scheme, blob_id) if place is None else place)
     return places

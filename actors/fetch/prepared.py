@@ -24,8 +24,10 @@ KEEP_S = 7 * 86_400.0
 async def remember(
     index: Index, environment: Environment, repo: int, want: Sequence[bytes], answer: FetchAnswer
 ) -> None:
-    """Let the next clone of these commits find what one has just been made."""
+    """Let the next clone of these commits find what one has just been made; of branches' heads, which are few."""
     if answer.mpack_id is not None and len(want) <= WANT_MOST:
+        if not set(want) <= set((await index.branch_heads(repo)).values()):
+            return
         now = environment.now()
         expires = now + dt.timedelta(seconds=KEEP_S)
         sizes = (answer.commit_count, answer.object_count, answer.size_bytes)

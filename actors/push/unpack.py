@@ -189,8 +189,7 @@ class UnpackActor(Actor[None]):
             if refusal is None or refusal.code.retryable or refusal.code is _ANOTHERS or kept:
                 await self._clean([incoming])  # the next try finds the upload, or another one that runs
             else:
-                await self._clean([staged, incoming])
-                await self._release(begun)
+                await self._clean([staged, incoming])  # what is reserved expires with the URL: until then it takes more
             raise
         await self._clean([staged, incoming])
         return verdict
@@ -260,11 +259,6 @@ class UnpackActor(Actor[None]):
             for record in batch:
                 await records.take(record)
         await records.close()
-
-    async def _release(self, ticket: PushTicket) -> None:
-        """Let go of what was reserved for an upload that is removed."""
-        with trio.CancelScope(shield=True), suppress(IndexUnavailable):  # what stays expires
-            await self._services.index.release_bytes(ticket.repo, mpack_reservation(self._upload.mpack_id))
 
     async def _clean(self, keys: list[str]) -> None:
         with trio.CancelScope(shield=True), suppress(StorageError):  # what stays is collected

@@ -19,7 +19,7 @@ import trio
 from actors.jobs.pack_heads import pack_heads
 from actors.repair.listing import listed
 from actors.repair.reading import RepairServices
-from storage.errors import ObjectDamaged, ObjectMissing, ObjectUnreadable
+from storage.errors import ObjectDamaged, ObjectMissing, ObjectUnreadable, StoreUnavailable
 from storage.layout import Place, pack_key
 from storage.object_store import ObjectStore
 from wire.ids import Scheme
@@ -70,8 +70,10 @@ async def searched(
     found: dict[bytes, Place] = {}
     if not left:
         return found
+    began = False
     with trio.move_on_after(search_s) as limit:
         async with shared.one_at_a_time, aclosing(entries_of(services, PREFIXES, _named(left))) as walk:
+            began = True
             async for key, entries in walk:
                 for entry in entries:
                     if entry.object_id in left:
@@ -81,6 +83,8 @@ async def searched(
                             del left[entry.object_id]
                 if not left:
                     break
+    if not began:
+        raise StoreUnavailable("other copies are being searched for already: try again")
     shared.note(scheme, list(left))
     if limit.cancelled_caught:
         log.warning("packs were not searched to the end", seconds=search_s, objects=len(left))

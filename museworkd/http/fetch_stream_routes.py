@@ -7,6 +7,7 @@ from contextlib import aclosing
 
 import msgpack
 import structlog
+import trio
 
 from actors.fetch.blob_list import BlobList
 from actors.fetch.contents import ContentWriter
@@ -21,7 +22,7 @@ from museworkd.http.control_bodies import answer, control_body
 from museworkd.http.exchange import ClientDisconnected, Exchange
 from museworkd.http.id_lists import id_list_body, parse_ids
 from museworkd.http.negotiation import read_body
-from museworkd.http.object_routes import base_url
+from museworkd.http.object_routes import SIGNED_AT_ONCE, base_url
 from museworkd.http.services import HttpServices, admit_to
 from museworkd.http.transfer_urls import TransferUrls
 from museworkd.http.wants import read_commit_ids, read_depth
@@ -87,10 +88,15 @@ async def fetch_presign(services: HttpServices, exchange: Exchange, names: Mappi
         number = repository.number
         records, places = await until_whole(services.fetch, scheme, lambda: _taken(services, number, scheme, plan))
     signed = TransferUrls(services, repository, base_url(services, exchange), services.presign_s)
+    urls: dict[str, str] = {}
+    for at, place in enumerate(places, 1):
+        urls[format_id(place.object_id, scheme)] = signed.get_blob(place, scheme)
+        if at % SIGNED_AT_ONCE == 0:
+            await trio.lowlevel.checkpoint()
     value: dict[str, object] = {
         "commits": records.commits.taken,
         "snapshots": records.snapshots.taken,
-        "presigned_urls": {format_id(place.object_id, scheme): signed.get_blob(place, scheme) for place in places},
+        "presigned_urls": urls,
         "expires_in": services.presign_s,
     }
     if plan.shallow:

@@ -25,7 +25,7 @@ _LOOKUP_BATCH = 1_000
 """Protocol §6: ids per query."""
 _LOOKUPS_AT_ONCE = 3
 """Of one request; the index has few connections for everybody."""
-_SIGNED_AT_ONCE = 250
+SIGNED_AT_ONCE = 250
 """URLs between two looks at what else there is to do: a few milliseconds."""
 _HOST = re.compile(r"[A-Za-z0-9._:\[\]-]{1,300}")
 
@@ -125,7 +125,7 @@ async def _urls(
     urls: dict[str, str] = {}
     for at, (text, object_id) in enumerate(wanted.items(), 1):
         urls[text] = signed.put_object(object_id, scheme, sizes[text])
-        if at % _SIGNED_AT_ONCE == 0:
+        if at % SIGNED_AT_ONCE == 0:
             await trio.lowlevel.checkpoint()
     return urls
 

@@ -42,8 +42,9 @@ def settle(tables: Tables, entry: PushEntry, size: int, now: dt.datetime, defaul
     if quota != QUOTA_NONE:
         if used + size > quota:
             return OwnerUsage(used, reserved, quota, tables.quotas.get(owner) is None)
-        for key, reservation in list(tables.reservations.items()):
-            if _is_of(entry, key, reservation):
+        own = {key: found.size for key, found in tables.reservations.items() if _is_of(entry, key, found)}
+        if size >= sum(own.values()):  # else the rest may still be uploaded
+            for key in own:
                 del tables.reservations[key]
     tables.usage[entry.repo] += size
     return None
@@ -71,6 +72,9 @@ def reserve_bytes(
     used, reserved = _totals(tables, owner, now, but=(repo, reservation))
     if used + reserved + size > quota:
         raise QuotaExceeded(used, reserved, quota)
+    before = tables.reservations.get((repo, reservation))
+    if before is not None:
+        size, expires = max(size, before.size), max(expires, before.expires)
     tables.reservations[repo, reservation] = Reservation(size, push_id, expires)
 
 

@@ -24,7 +24,7 @@ from obstore.exceptions import BaseError
 
 from storage.environment import Environment
 from storage.errors import ObjectMissing, StorageError, StoreUnavailable
-from storage.layout import check_key
+from storage.layout import check_key, is_key
 from storage.object_store import ReadRange, StoredObject, StoreStatistics, UrlSigning
 from storage.objects.s3_client import Clients, ClientSource
 from storage.objects.s3_credentials import CredentialSource
@@ -186,7 +186,9 @@ class S3Store:
 
         while found := await self._call(self._gets, prefix, page):
             for row in found:
-                yield StoredObject(row["path"].removeprefix(own), row["size"], row["last_modified"].timestamp())
+                key = row["path"].removeprefix(own)
+                if is_key(key):  # what else is in the bucket is not ours
+                    yield StoredObject(key, row["size"], row["last_modified"].timestamp())
 
     def statistics(self) -> StoreStatistics:
         """See ``ObjectStore``."""

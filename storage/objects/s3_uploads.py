@@ -250,7 +250,12 @@ class _Upload:
 def _uploads_of(page: str) -> list[tuple[str, str, dt.datetime]]:
     found = []
     for text in _UPLOAD.findall(page):
-        begun = dt.datetime.fromisoformat(_text_of(text, "Initiated"))
+        try:
+            begun = dt.datetime.fromisoformat(_text_of(text, "Initiated"))
+        except ValueError:  # of an age nobody knows: left
+            continue
+        if begun.tzinfo is None:
+            begun = begun.replace(tzinfo=dt.UTC)
         found.append((_text_of(text, "Key"), _text_of(text, "UploadId"), begun))
     return found
 

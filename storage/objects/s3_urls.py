@@ -11,6 +11,13 @@ from storage.objects.s3_signature import encoded_path, signed_query
 
 CACHE_CONTROL = "private, max-age=3600"
 """Of what is read by a URL: contents never change, and are not everybody's."""
+_WISHES = {
+    "response-cache-control": CACHE_CONTROL,
+    "response-content-disposition": "attachment",
+    "response-content-encoding": "identity",
+    "response-content-type": "application/octet-stream",
+}
+"""Headers of the answer, whatever the one who uploaded the content has sent with it."""
 
 
 class S3UrlSigning:
@@ -31,7 +38,7 @@ class S3UrlSigning:
 
     def get_url(self, key: str, expires_s: int) -> SignedUrl:
         """See ``UrlSigning``; the answer is to be kept by no shared cache, whatever the bucket says (threat T21)."""
-        return SignedUrl(self._signed("GET", key, {}, expires_s, {"response-cache-control": CACHE_CONTROL}), {})
+        return SignedUrl(self._signed("GET", key, {}, expires_s, _WISHES), {})
 
     def _signed(
         self, method: str, key: str, headers: dict[str, str], expires_s: int, wishes: dict[str, str] | None = None

@@ -69,9 +69,12 @@ _q_reserve = """
 _q_release = "DELETE FROM upload_reservations WHERE repo = %s AND reservation = %s"
 _q_release_expired = "DELETE FROM upload_reservations WHERE repo = %s AND expires_at <= %s"
 _q_release_push = """
-    DELETE FROM upload_reservations WHERE repo = %(repo)s
-        AND push_id = (SELECT p.push_id FROM pushes p WHERE p.push = %(push)s)
+    DELETE FROM upload_reservations v USING pushes p
+    WHERE p.push = %(push)s AND v.repo = %(repo)s AND v.push_id = p.push_id
+        AND %(size)s >= (SELECT sum(o.bytes) FROM upload_reservations o
+                         WHERE o.repo = %(repo)s AND o.push_id = p.push_id)
 """
+"""Of a push that has not brought what was announced for it, the rest may still be uploaded: it expires."""
 _ABANDONED = dt.timedelta(seconds=ABANDONED_S)
 
 
@@ -118,7 +121,7 @@ def decide(
     if (default if own_quota is None else own_quota) == QUOTA_NONE:
         return None
     own_quota, quota = _locked_quota(connection, owner, default)
-    connection.execute(_q_release_push, {"repo": ticket.repo, "push": ticket.number})
+    connection.execute(_q_release_push, {"repo": ticket.repo, "push": ticket.number, "size": size})
     used, reserved = _totals(connection, owner, now)
     if quota == QUOTA_NONE or used <= quota:
         return None

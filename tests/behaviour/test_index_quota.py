@@ -299,19 +299,37 @@ async def test_a_reservation_leaves_room_for_no_push(bench: Quotas) -> None:
 async def test_a_reservation_ends_by_release_by_time_and_with_its_push(bench: Quotas) -> None:
     repository = await bench.repository()
     await bench.index.set_quota("ada", 100)
-    ticket = await bench.bring(repository, "a", 1)
+    ticket = await bench.bring(repository, "a", 30)
     await bench.reserve(repository, "released", 10)
     await bench.reserve(repository, "expired", 20, lifetime_s=5)
     await bench.reserve(repository, "of the push", 30, push_id=ticket.push_id)
     await bench.reserve(repository, "of another", 7, push_id=bench.environment.uuid())
-    assert await bench.usage() == (0, 68)
+    assert await bench.usage() == (0, 97)
     for _ in range(2):
         await bench.index.release_bytes(repository.number, name("released"))
-    assert await bench.usage() == (0, 58)
+    assert await bench.usage() == (0, 87)
     bench.environment.move(5)
-    assert await bench.usage() == (0, 38)
+    assert await bench.usage() == (0, 67)
     assert (await bench.accept(ticket, "c")).outcome is Outcome.MOVED
-    assert await bench.usage() == (1, 7)
+    assert await bench.usage() == (30, 7)
+
+
+async def test_T28_what_a_push_has_announced_and_not_brought_stays_reserved(bench: Quotas) -> None:
+    """The URLs live on: any small push of that id would make room for as much again."""
+    repository = await bench.repository()
+    await bench.index.set_quota("ada", 100)
+    ticket = await bench.bring(repository, "a", 1)
+    await bench.reserve(repository, "of the push", 30, push_id=ticket.push_id)
+    assert (await bench.accept(ticket, "c")).outcome is Outcome.MOVED
+    assert await bench.usage() == (1, 30)
+
+
+async def test_T28_what_is_announced_again_as_less_stays_reserved(bench: Quotas) -> None:
+    repository = await bench.repository()
+    await bench.index.set_quota("ada", 100)
+    await bench.reserve(repository, "r", 30)
+    await bench.reserve(repository, "r", 1)
+    assert await bench.usage() == (0, 30)
 
 
 async def test_nothing_is_reserved_for_who_has_no_quota(bench: Quotas) -> None:

@@ -175,7 +175,11 @@ def test_a_url_is_signed_as_botocore_signs_it(name: str, token: str | None) -> N
 
 def _signed_again(method: str, signed: SignedUrl, region: str, token: str | None) -> dict[str, list[str]]:
     """Sign with botocore, at the second our URL names."""
-    query = "?response-cache-control=private%2C%20max-age%3D3600" if method == "GET" else ""
+    wishes = (
+        "?response-cache-control=private%2C%20max-age%3D3600&response-content-disposition=attachment"
+        "&response-content-encoding=identity&response-content-type=application%2Foctet-stream"
+    )
+    query = wishes if method == "GET" else ""
     asked = AWSRequest(method=method, url=signed.url.partition("?")[0] + query, headers=dict(signed.headers))
     auth = S3SigV4QueryAuth(BotocoreCredentials("AKIAEXAMPLE", "some/secret+key", token), "s3", region, expires=900)
     stamp = parse_qs(urlsplit(signed.url).query)["X-Amz-Date"][0]

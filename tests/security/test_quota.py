@@ -239,13 +239,19 @@ async def test_announced_files_count_each_once(server):
     assert (await presign(server, second)).error == "quota_exceeded"
 
 
-async def test_a_file_that_is_refused_is_let_go_of(server):
+async def test_T28_a_file_that_is_refused_counts_while_its_url_takes_another_one(server):
+    """Neither a refusal nor asking for what was never uploaded makes room for more uploads."""
     await server.make_repository()
     data = bytearray(mpack_of(of_size(200 * KB)))
     data[len(data) // 2] ^= 1
     await limit(server, 300 * KB)
     assert (await unpack_refused(server, bytes(data))) in {"malformed", "bad_object_hash"}
-    assert await usage(server) == (0, 0)
+    assert await usage(server) == (0, len(data))
+    assert (await presign(server, bytes(data))).status == 200  # the same file is counted once
+    other = mpack_of(of_size(200 * KB, 2))
+    assert (await presign(server, other)).error == "quota_exceeded"
+    assert (await unpack(server, bytes(data), of_size(200 * KB))).error == "not_found"
+    assert (await presign(server, other)).error == "quota_exceeded"
 
 
 async def unpack_refused(server: Server, data: bytes) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from actors.heartbeat import LEASE_S
 from actors.jobs.settings import JobSettings
 from museworkd.http.settings import HttpSettings
 from storage.objects.durability import Durability
@@ -37,6 +38,8 @@ MAY_BE_ZERO = {
     "limits.owner_quota_bytes", "limits.content_cache_object_bytes", "jobs.gc_every_s", "jobs.scrub_every_s",
     "jobs.prebuild_bytes",
 }  # fmt: skip
+STATEMENT_MOST_S = 120.0
+"""A statement that outlives a push's lease would write for a push that others may have swept away."""
 DEFAULT_FILES = (Path("museworkd.toml"), Path("/etc/museworkd/museworkd.toml"))
 
 
@@ -71,7 +74,7 @@ class DatabaseConfig:
     pool_size: int = 8
     """Connections of one daemon; each is held for milliseconds."""
     statement_timeout_s: float = 60.0
-    """For one statement, enforced by PostgreSQL."""
+    """For one statement, enforced by PostgreSQL; at most 120."""
     lock_timeout_s: float = 10.0
     """For a row another transaction holds, enforced by PostgreSQL."""
     auto_migrate: bool = True
@@ -322,6 +325,11 @@ def _check(config: Config) -> None:
             raise ConfigError(f"{key} must be greater than 0, not {value}")
     if config.database.url and without_password(config.database.url) is None:
         raise ConfigError("database.url is neither a URL nor a connection string of PostgreSQL")
+    if config.database.statement_timeout_s > STATEMENT_MOST_S:
+        raise ConfigError(
+            f"database.statement_timeout_s is at most {STATEMENT_MOST_S:.0f} seconds, well below the {LEASE_S:.0f} for "
+            "which a push is held without a sign of life: a longer statement would lose it"
+        )
     for key, bind in (("server.bind", config.server.bind), ("metrics.bind", config.metrics.bind)):
         host, _, port = bind.rpartition(":")
         if (bind or key == "server.bind") and (not host or not port.isdigit() or int(port) > 65535):

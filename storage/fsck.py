@@ -37,10 +37,14 @@ class Checks(Protocol):
     async def branch_moves_after(self, repo: int, after: tuple[str, int], most: int) -> list[LoggedMove]:
         """Give moves of branches behind one, in order of branch and time; of all branches that ever were."""
 
+    async def stored_snapshot(self, scheme: Scheme, snapshot_id: bytes) -> SnapshotRow | None:
+        """Give a snapshot's row as it is stored: what is kept apart from the row is only named, and not read."""
+
     async def mend_snapshot(self, scheme: Scheme, wrong: SnapshotRow | None, right: SnapshotRow) -> bool:
         """Let a snapshot's row be another one, if it is still what it was believed to be; gives whether it was.
 
-        ``right`` has been proved to hash to its id. ``None``: there was no row.
+        ``wrong`` is as :meth:`stored_snapshot` gives it; ``None``: there was no row. ``right`` has been proved to hash
+        to its id; what is kept apart from it is written anew.
         """
 
 

@@ -37,6 +37,15 @@ class Entry:
     fact: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Outbox:
+    """The first entries that are not written out, in order."""
+
+    entries: list[Entry]
+    more: bool
+    """Whether there are others besides."""
+
+
 class DeploymentState(enum.IntEnum):
     """What a database is in."""
 
@@ -76,11 +85,19 @@ class Journal(Protocol):
     async def last_entry(self) -> int:
         """Give the greatest number of an entry that is known to have been noted."""
 
-    async def outbox(self, most: int, most_bytes: int) -> list[Entry]:
-        """Give the first entries that are not written out, in order, that fit; at least one if there is any."""
+    async def outbox(self, of: Deployment, most: int, most_bytes: int) -> Outbox:
+        """Give the first entries that are not written out, in order, that fit; at least one if there is any.
 
-    async def written_out(self, numbers: Sequence[int], key: str) -> None:
-        """Forget entries that are in the store, in the segment of that key."""
+        Raises:
+            DeploymentMismatch: the database is another deployment's by now, of another generation, or not in use.
+        """
+
+    async def written_out(self, of: Deployment, numbers: Sequence[int], key: str) -> None:
+        """Forget entries that are in the store, in the segment of that key.
+
+        Raises:
+            DeploymentMismatch: as of ``outbox``; nothing is forgotten.
+        """
 
 
 def write_segment(deployment: Deployment, entries: Sequence[Entry]) -> tuple[str, bytes]:

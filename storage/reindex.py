@@ -56,6 +56,16 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class DamagedSegment:
+    """A part of the journal that cannot be read."""
+
+    key: str
+    last: int
+    """Its last entry's number, as its key says: nothing new may have it."""
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """Something acknowledged that the store does not give back."""
 

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import ClassVar
 
 import psycopg
+import trio
+from trio.testing import wait_all_tasks_blocked
 
 from actors.collect.collector import Wishes, collect
 from actors.heartbeat import Heartbeats
 from actors.push.context import PushServices
 from actors.reindex.rebuild import Rebuild, RebuildReport
 from storage.environment import SeededEnvironment, SystemEnvironment
+from storage.journal import Entry
 from storage.object_store import ObjectStore
 from storage.postgres.database import Database, DatabaseSettings
 from storage.postgres.index import PostgresIndex
@@ -74,6 +77,20 @@ async def truth(url: str) -> dict[str, object]:
             manifests[scheme, snapshot_id] = (dict(manifest.items()), manifest.directories)
         found["snapshots"] = manifests
     return found
+
+
+async def emptied(index: PostgresIndex) -> None:
+    """The outbox forgets what is written out."""
+    with trio.fail_after(30):
+        while await waiting(index):
+            await wait_all_tasks_blocked(0.05)
+
+
+async def waiting(index: PostgresIndex) -> list[Entry]:
+    """What is not written out."""
+    deployment = await index.deployment(None)
+    assert deployment is not None
+    return (await index.outbox(deployment, 1_000, 10**9)).entries
 
 
 async def rebuild(

@@ -17,6 +17,7 @@ from actors.fsck.problems import Found, FsckReport, Phase, Problem
 from actors.manifests import ManifestCache
 from actors.opaque import takes_opaque
 from actors.repair.reading import RepairServices
+from actors.repair.snapshot_rows import readable_chain, readable_deltas
 from storage.collection_rows import RefKind
 from storage.errors import ObjectDamaged
 from storage.history_rows import SnapshotRow
@@ -146,7 +147,10 @@ class HistoryCheck:
         while ids := await index.held_ids(repo, RefKind.SNAPSHOT, after, SNAPSHOTS_AT_ONCE):
             after, left = ids[-1], ids
             while left:
-                rows = await index.snapshot_deltas(self.scheme, left)
+                rows, unreadable = await readable_deltas(index, self.scheme, left)
+                for snapshot_id in unreadable:
+                    await self._of_snapshot(Problem.SNAPSHOT_WRONG, snapshot_id, "its row cannot be read")
+                left = [snapshot_id for snapshot_id in left if snapshot_id not in unreadable]
                 bases = {row.base_id for row in rows.values() if row.base_id is not None}
                 unheld = await index.unheld(repo, RefKind.SNAPSHOT, list(bases))
                 for row in rows.values():
@@ -166,7 +170,7 @@ class HistoryCheck:
         """
         snapshot_id, manifest = row.snapshot_id, None
         if row.base_id is None or not row.depth:
-            chain = await self.services.index.snapshot_chain(self.scheme, snapshot_id)
+            chain = await readable_chain(self.services.index, self.scheme, snapshot_id)
             manifest = await trio.to_thread.run_sync(self._whole, chain[0]) if chain else None
             if manifest is None:
                 await self._of_snapshot(Problem.SNAPSHOT_WRONG, snapshot_id, "its full content does not hash to its id")
@@ -193,8 +197,8 @@ class HistoryCheck:
         try:
             return (await self._cache.load(base_id))[0]
         except ObjectDamaged as error:
-            chain = await self.services.index.snapshot_chain(self.scheme, base_id)
-            lacks = not chain or (chain[-1].full is None and chain[-1].base_id is not None)
+            chain = await readable_chain(self.services.index, self.scheme, base_id)
+            lacks = chain == [] or (chain and chain[-1].full is None and chain[-1].base_id is not None)
             problem = Problem.SNAPSHOT_MISSING if lacks else Problem.SNAPSHOT_WRONG
             detail = f"what it is stored as changes to cannot be rebuilt: {error}"[:300]
             await self._of_snapshot(problem, snapshot_id, detail)

@@ -21,7 +21,7 @@ import trio
 from actors.actor import Actor
 from actors.journal.joining import join
 from storage.environment import Environment
-from storage.errors import StorageError
+from storage.errors import DeploymentMismatch, StorageError
 from storage.journal import SEGMENT_BYTES, SEGMENT_ENTRIES, Deployment, Journal, write_segment
 from storage.object_store import ObjectStore
 
@@ -94,21 +94,20 @@ class JournalOffice:
         if self._deployment is None:
             self._deployment = await join(self._journal, self._store, self._environment)
         while True:
-            entries = await self._journal.outbox(SEGMENT_ENTRIES, SEGMENT_BYTES)
-            key, content = "", b""
+            outbox = await self._journal.outbox(self._deployment, SEGMENT_ENTRIES, SEGMENT_BYTES)
+            entries, key = outbox.entries, ""
             if entries:
                 key, content = write_segment(self._deployment, entries)
                 await self._store.put_batch([(key, content)])
                 count += len(entries)
-            last = len(entries) < SEGMENT_ENTRIES and len(content) < SEGMENT_BYTES // 2  # else there may be more
-            if last:
+            if not outbox.more:
                 for done in waiting:
                     done.set()
                     if done in self._waiting:
                         self._waiting.remove(done)
             if entries:
-                await self._journal.written_out([entry.number for entry in entries], key)
-            if last:
+                await self._journal.written_out(self._deployment, [entry.number for entry in entries], key)
+            if not outbox.more:
                 return count
 
 
@@ -120,7 +119,11 @@ class JournalWriter(Actor[None]):
         self._office = office
 
     async def run(self) -> None:
-        """Write out what there is, whenever somebody waits for it and now and then."""
+        """Write out what there is, whenever somebody waits for it and now and then.
+
+        Once index and store do not belong together it writes nothing any more: what is decided stays in the outbox,
+        for whoever joins the two next.
+        """
         self._office.wake = self.wake
         pause_s = _PAUSE_S
         try:
@@ -130,6 +133,11 @@ class JournalWriter(Actor[None]):
                     pause_s = _PAUSE_S
                     await self.rest(0.0 if self._office.awaited else LOOK_EVERY_S)
                     continue
+                if isinstance(error, DeploymentMismatch):
+                    log.error("nothing is written out by this daemon any more: stop it", error=str(error))
+                    self._office.wake = None
+                    while True:
+                        await self.rest(_PAUSE_MOST_S)
                 log.warning("what was decided is not written out", error=str(error), again_in_s=pause_s)
                 await self.rest(pause_s)
                 pause_s = min(2 * pause_s, _PAUSE_MOST_S)

@@ -138,6 +138,7 @@ class PushActor(Actor[bytes | None]):
             services.lease_s,
         )  # fmt: skip
         if isinstance(begun, PushRecord):
+            await services.journal.settle()  # whoever was answered first may not have waited until it was
             return "R", first_verdict(begun, request.handle)
         self.ticket = begun
         attempt = await Attempt.begun(services, request, plan, begun)

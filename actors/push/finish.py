@@ -6,7 +6,7 @@ Steps, and what is left if the process dies after each:
 2. the record pack is durable in the object store, and with it what waits in the index for its place there — packs no
    row names; collected, or written again by the retry;
 3. the commits are rows of the push, 100 per transaction, but for the last batch — rows nobody else sees, found again
-   by the retry;
+   by the retry. Where ids prove nothing, the last batch as well, and the rows are proved to be this push's;
 4. one transaction records what waits for it (of a small push, everything), moves the branch by compare-and-swap, logs
    it, keeps the verdict, counts what the push brought and enqueues the jobs that follow: from here the push is visible
    and complete, and a repetition gets the same verdict;
@@ -24,16 +24,20 @@ from functools import partial
 import trio
 
 from actors.branches import Ancestors, judge_move
+from actors.opaque import takes_opaque
 from actors.push.context import Attempt, Counts, PushRequest, PushServices, Timings
 from actors.push.followups import followups
 from actors.push.kept_pack import kept_pack
+from actors.push.opaque_records import collected_meanwhile, commit_of_another, taken
 from actors.push.record_pack import RecordPack
 from actors.push.records import BATCH_BYTES, BATCH_RECORDS, PendingCommit
 from actors.refusals import quota_refusal
 from storage.rows import BranchMove, BranchTip, CommitRow, Outcome, PushRows, PushState, Written
+from wire.canonical import parse_canonical
 from wire.errors import LISTED_FACTS, Code, Refusal, malformed
 from wire.graph import CommitFacts
 from wire.ids import Scheme, format_id
+from wire.opaque import is_opaque
 
 _LOOKUP_BATCH = 2_000
 _ORDERED_IN_LOOP = 500
@@ -120,22 +124,40 @@ class Finish:
             )
 
     async def _record(self, facts: list[CommitFacts]) -> PushRows:
-        """Record commits but for the last batch, which is left for the last transaction."""
+        """Record commits but for the last batch, which is left for the last transaction.
+
+        Where ids prove nothing, all are recorded, and then looked at: another push may have been first.
+        """
         done = 0
         rows: list[CommitRow] = []
         for part in self._batches(facts):
             if rows:
-                written = await self.services.index.record_commits(self.attempt.ticket, self.attempt.plan.scheme, rows)
-                self.counts.commits_written += written
-                self.progress("commits", done, len(facts))
+                await self._record_commits(rows, done)
             bodies = await self.pack.read([self.commits[fact.commit_id].position for fact in part])
             rows = [
                 CommitRow(fact.commit_id, fact.parents, fact.snapshot_id, fact.order, body)
                 for fact, body in zip(part, bodies, strict=True)
             ]
             done += len(part)
+        if takes_opaque(self.request.repository) and any(map(is_opaque, self.commits)):
+            await self._record_commits(rows, done)
+            rows = []
+            await self._require_own(facts)
         unrecorded = self.attempt.unrecorded
         return PushRows(unrecorded.take_blobs(), unrecorded.take_snapshots(), rows)
+
+    async def _record_commits(self, rows: list[CommitRow], done: int) -> None:
+        written = await self.services.index.record_commits(self.attempt.ticket, self.attempt.plan.scheme, rows)
+        self.counts.commits_written += written
+        self.progress("commits", done, len(self.commits))
+
+    async def _require_own(self, facts: list[CommitFacts]) -> None:
+        """Refuse recorded commits whose rows are another push's, which has brought something else under their ids."""
+        own = ((fact.commit_id, fact.parents, fact.snapshot_id) for fact in facts)
+        other = await commit_of_another(self.services.index, own)
+        if other is not None:
+            (body,) = await self.pack.read([self.commits[other].position])
+            raise taken("commit", str(parse_canonical(body)[1].get("commit_id")))
 
     def _batches(self, facts: list[CommitFacts]) -> Iterator[list[CommitFacts]]:
         """Cut into transactions by number and by bytes."""
@@ -187,7 +209,7 @@ class Finish:
                     assert result.usage is not None
                     raise quota_refusal(result.usage.used, result.usage.reserved, result.usage.quota)
                 case Outcome.COLLECTED | Outcome.NOT_HELD:
-                    raise Refusal(Code.BUSY, "what this push relied on was collected meanwhile: send it again")
+                    raise collected_meanwhile()
                 case Outcome.HEAD_DIFFERS:
                     old = result.head
         raise Refusal(Code.HEAD_MOVED, f"the branch {plan.branch!r} keeps moving under this push: fetch and try again")

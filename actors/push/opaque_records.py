@@ -26,6 +26,11 @@ from wire.records import Snapshot, SnapshotDelta, delta_record
 
 _COMMIT_NAMES = ("commit_id", "parent_commit_id", "parent2_commit_id")
 _SNAPSHOT_NAMES = ("snapshot_id", "parent_snapshot_id")
+_NO_PUSH = 0
+"""Numbers of pushes begin at 1."""
+
+OwnCommit = tuple[bytes, tuple[bytes, ...], bytes]
+"""Id it is kept under, parents, snapshot."""
 
 
 @dataclass(slots=True)
@@ -73,7 +78,9 @@ class OpaqueRecords:
         for start in range(0, len(named), LOOKUP_BATCH // 2):
             part = named[start : start + LOOKUP_BATCH // 2]
             either = self._either(part)
-            held = set(either) - set(await self.index.lacking_snapshots(self.attempt.ticket, either))
+            # An earlier attempt of this push may have recorded one that was another's: that is not there yet.
+            accepted = replace(self.attempt.ticket, number=_NO_PUSH)
+            held = set(either) - set(await self.index.lacking_snapshots(accepted, either))
             self._note(self.snapshots, part, held)
             stand_ins = [i for i in either if is_opaque(i)]
             while stand_ins:  # what was recorded under one, accepted or not, stays what it is
@@ -133,7 +140,7 @@ class OpaqueRecords:
         """
         found = builder.true_id(item, bases)
         if self._true.setdefault(item.snapshot_id, found) != found:
-            raise self._taken("snapshot", str(item.extras[CLAIMED]))
+            raise taken("snapshot", str(item.extras[CLAIMED]))
         extras = {key: value for key, value in item.extras.items() if key != CLAIMED}
         return replace(item, snapshot_id=found, extras=extras)
 
@@ -150,21 +157,56 @@ class OpaqueRecords:
         extras = canonical_bytes(Kind.SNAPSHOT, item.extras, self.limits)
         return SnapshotRef(row, extras), canonical_bytes(Kind.SNAPSHOT, record, self.limits)
 
-    async def require_same(self, commits: Sequence[tuple[bytes, tuple[bytes, ...], bytes]]) -> None:
-        """Refuse commits, parents and snapshot given, that an earlier push has brought as something else."""
-        opaque = [each for each in commits if is_opaque(each[0])]
-        for start in range(0, len(opaque), LOOKUP_BATCH):
-            part = {each[0]: each for each in opaque[start : start + LOOKUP_BATCH]}
-            for fact in await self.index.ancestry(Scheme.PLAIN, list(part), 0):
-                if fact.commit_id in part and part[fact.commit_id][1:] != (fact.parents, fact.snapshot_id):
-                    names = {kept: claimed for claimed, kept in self.commits.items()}
-                    raise self._taken("commit", format_id(names[fact.commit_id], Scheme.PLAIN))
+    async def require_same(self, commits: Sequence[OwnCommit]) -> None:
+        """Refuse commits that an earlier push has brought as something else; looks before they are recorded."""
+        other = await commit_of_another(self.index, commits)
+        if other is not None:
+            raise taken("commit", _claimed(self.commits, other))
 
-    def _taken(self, what: str, shown: str) -> Refusal:
-        return Refusal(
-            Code.BAD_RECORD_ID, f"{what} {shown} is not its hash, and another {what} was sent under this id before",
-            id=shown,
-        )  # fmt: skip
+    async def require_recorded(self, snapshot_ids: Iterable[bytes]) -> None:
+        """Refuse snapshots of this push, all of them recorded, if another push was first to bring other content.
+
+        A row never changes while somebody refers to it: what is seen here is what will be read.
+        """
+        own = [i for i in snapshot_ids if is_opaque(i)]
+        for start in range(0, len(own), LOOKUP_BATCH):
+            wanted = own[start : start + LOOKUP_BATCH]
+            while wanted:
+                rows = await self.index.snapshot_deltas(Scheme.PLAIN, wanted)
+                if not rows:
+                    raise collected_meanwhile()
+                for snapshot_id, row in rows.items():
+                    if row.base_id != self._true[snapshot_id]:
+                        raise taken("snapshot", _claimed(self.snapshots, snapshot_id))
+                wanted = [i for i in wanted if i not in rows]
+
+
+async def commit_of_another(index: Index, commits: Iterable[OwnCommit]) -> bytes | None:
+    """Find an opaque commit that is recorded with other parents, or another snapshot, than are given here."""
+    opaque = [each for each in commits if is_opaque(each[0])]
+    for start in range(0, len(opaque), LOOKUP_BATCH):
+        part = {each[0]: each for each in opaque[start : start + LOOKUP_BATCH]}
+        for fact in await index.ancestry(Scheme.PLAIN, list(part), 0):
+            if fact.commit_id in part and part[fact.commit_id][1:] != (fact.parents, fact.snapshot_id):
+                return fact.commit_id
+    return None
+
+
+def taken(what: str, shown: str) -> Refusal:
+    """Make the refusal of a commit or snapshot whose id another push has used for something else."""
+    return Refusal(
+        Code.BAD_RECORD_ID, f"{what} {shown} is not its hash, and another {what} was sent under this id before",
+        id=shown,
+    )  # fmt: skip
+
+
+def collected_meanwhile() -> Refusal:
+    """Make the refusal of a push under which something was collected."""
+    return Refusal(Code.BUSY, "what this push relied on was collected meanwhile: send it again")
+
+
+def _claimed(kept: Mapping[bytes, bytes], wanted: bytes) -> str:
+    return format_id(next(claimed for claimed, stand_in in kept.items() if stand_in == wanted), Scheme.PLAIN)
 
 
 def _add_ids(found: dict[bytes, None], record: object, names: Sequence[str]) -> None:

@@ -174,6 +174,7 @@ class RecordStage:
         """Verify what is left, the last thing done; what that takes is given back before the finish takes its own."""
         await self.flush()
         await self._name_as_kept()
+        await self._prove_kept()
         self._begin()
         self.attempt.own_blobs.clear()
         if self._written_bytes > WORTH_BYTES:
@@ -288,6 +289,12 @@ class RecordStage:
             self.commits[commit_id] = replace(commit, parents=parents, snapshot_id=snapshot_id)
         self.tagged = {opaque.commits.get(commit_id, commit_id) for commit_id in self.tagged}
         await opaque.require_same([(c.commit_id, c.parents, c.snapshot_id) for c in self.commits.values()])
+
+    async def _prove_kept(self) -> None:
+        """See to it that what is kept under ids of very old tools is what this push has brought (see the finish)."""
+        if self._opaque is not None and any(map(is_opaque, self.snapshots)):
+            await self._record(self.attempt.unrecorded.take_snapshots())
+            await self._opaque.require_recorded(self.snapshots)
 
     @property
     def named(self) -> Attempt:

@@ -143,6 +143,7 @@ class UnpackActor(Actor[None]):
             return None
         if found is None or found.state is not PushState.ACCEPTED:
             return None
+        await self._services.journal.settle()
         return first_verdict(found, self._request.handle)
 
     async def _attempt(self) -> Mapping[str, object]:
@@ -152,6 +153,7 @@ class UnpackActor(Actor[None]):
             services.lease_s,
         )  # fmt: skip
         if isinstance(begun, PushRecord):
+            await services.journal.settle()  # whoever was answered first may not have waited until it was
             return first_verdict(begun, request.handle)
         self.ticket = begun
         attempt = await Attempt.begun(services, request, plan, begun)

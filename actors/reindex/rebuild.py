@@ -32,7 +32,7 @@ from storage.journal import SEGMENT_MOST, Entry, read_segment
 from storage.layout import Place, loose_key, parse_journal_key
 from storage.object_store import ObjectStore, StoredObject
 from storage.postgres.reindex_index import ReindexIndex
-from storage.reindex import Finding, Phase
+from storage.reindex import DamagedSegment, Finding, Phase
 from wire.errors import Refusal
 from wire.ids import Kind, Scheme
 
@@ -129,15 +129,21 @@ class Rebuild:
         async def read(listed: Sequence[StoredObject]) -> None:
             done = await self._index.done([one.key for one in listed])
             entries: list[Entry] = []
+            damaged: list[DamagedSegment] = []
             for one in listed:
                 key = parse_journal_key(one.key)
                 self.report.segments += 1
                 if one.key in done or key is None or key.generation >= generation:
                     continue
-                found = read_segment(key, await self._store.get(one.key, SEGMENT_MOST), epoch.deployment)
                 last = epoch.ended.get(key.generation)  # what came after it is of a database that was given up
+                try:
+                    found = read_segment(key, await self._store.get(one.key, SEGMENT_MOST), epoch.deployment)
+                except (ObjectDamaged, ObjectMissing) as error:
+                    known = key.last if last is None else min(key.last, last)
+                    damaged.append(DamagedSegment(one.key, known, f"{one.key}: {error}"))
+                    continue
                 entries += (entry for entry in found if last is None or entry.number <= last)
-            await self._index.take_entries(entries, [one.key for one in listed])
+            await self._index.take_entries(entries, [one.key for one in listed], damaged)
             self.report.entries += len(entries)
             self._progress("journal", self.report.segments, None)
 

@@ -10,12 +10,14 @@ from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
+import msgpack
 import structlog
 import trio
 
 from actors.manifests import ManifestCache
 from actors.repair.reading import RepairServices
 from actors.repair.search import entries_of
+from actors.repair.snapshot_rows import readable_deltas
 from storage.errors import ObjectDamaged, ObjectMissing
 from storage.history_rows import SnapshotRow
 from storage.object_store import ReadRange
@@ -61,14 +63,15 @@ async def _from_chain(services: RepairServices, scheme: Scheme, snapshot_id: byt
 
 async def _write(services: RepairServices, scheme: Scheme, snapshot_id: bytes, manifest: Manifest) -> bool:
     """Write a proved content; changes to a base are kept where they are right."""
-    chain = await services.index.snapshot_chain(scheme, snapshot_id)
+    wrong = await services.index.stored_snapshot(scheme, snapshot_id)
     full = await trio.to_thread.run_sync(full_content, manifest)
     right = SnapshotRow(snapshot_id, None, 0, full, None)
-    wrong = chain[0] if chain else None
     if wrong is not None and wrong.base_id is not None and wrong.full is not None:
         base = await _from_chain(services, scheme, wrong.base_id)
-        if base is not None and await trio.to_thread.run_sync(_makes, base, wrong, scheme, services):
-            right = replace(wrong, full=full)
+        changes = (await readable_deltas(services.index, scheme, [snapshot_id]))[0].get(snapshot_id)
+        if base is not None and changes is not None:
+            is_made = await trio.to_thread.run_sync(_makes, base, changes, scheme, services)
+            right = replace(wrong, delta=changes.delta, full=full) if is_made else right
     done = await services.index.mend_snapshot(scheme, wrong, right)
     if done:
         log.warning("a snapshot was mended", snapshot=snapshot_id.hex())
@@ -80,7 +83,7 @@ def _makes(base: Manifest, row: SnapshotRow, scheme: Scheme, services: RepairSer
     whole = SnapshotRow(base.snapshot_id(scheme), None, 0, full_content(base), None)
     try:
         made = build_manifest([replace(row, full=None), whole], None, services.limits)
-    except (ValueError, Refusal):
+    except (ValueError, msgpack.UnpackException, Refusal):
         return False
     return made.snapshot_id(scheme) == row.snapshot_id
 

@@ -60,6 +60,10 @@ class MemoryFsck:
         moves.sort(key=lambda move: (move.entry.branch, move.number))
         return [move for move in moves if (move.entry.branch, move.number) > after][:most]
 
+    async def stored_snapshot(self, scheme: Scheme, snapshot_id: bytes) -> SnapshotRow | None:
+        await trio.lowlevel.checkpoint()
+        return self.tables.snapshots.get((scheme, snapshot_id))
+
     async def mend_snapshot(self, scheme: Scheme, wrong: SnapshotRow | None, right: SnapshotRow) -> bool:
         await trio.lowlevel.checkpoint()
         key = scheme, right.snapshot_id

@@ -9,7 +9,7 @@ from storage.collection_rows import RefKind
 from storage.fsck import AcceptedPush, BroughtRecord, LoggedMove
 from storage.fsck_repairs import PlaceCorrection
 from storage.history_rows import SnapshotRow
-from storage.postgres import fsck_history, fsck_records, fsck_repairs
+from storage.postgres import fsck_history, fsck_records, fsck_repairs, history, large_bodies
 from storage.postgres.database import Database
 from wire.ids import Scheme
 
@@ -33,7 +33,12 @@ class PostgresFsck:
     async def branch_moves_after(self, repo: int, after: tuple[str, int], most: int) -> list[LoggedMove]:
         return await self.database.run(fsck_history.branch_moves_after, repo, after, most)
 
+    async def stored_snapshot(self, scheme: Scheme, snapshot_id: bytes) -> SnapshotRow | None:
+        chain = await self.database.run(history.snapshot_chain, scheme, snapshot_id)
+        return chain[0] if chain else None
+
     async def mend_snapshot(self, scheme: Scheme, wrong: SnapshotRow | None, right: SnapshotRow) -> bool:
+        right = await large_bodies.row_apart(self.database, right)
         return await self.database.run(fsck_history.mend_snapshot, scheme, wrong, right)
 
     async def pushes_after(self, after: int, most: int) -> list[AcceptedPush]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 
-from storage.journal import Deployment, DeploymentState, Entry
+from storage.errors import DeploymentMismatch
+from storage.journal import Deployment, DeploymentState, Entry, Outbox
 from storage.postgres.arrays import Int8s
 from storage.postgres.database import Connection, one_statement
 
+_ANOTHER = "the database was made anew from the object store, or replaced, since this daemon began: restart the daemon"
 _columns = "deployment, generation, state, journalled, segment"
 _q_deployment = f"SELECT {_columns} FROM deployment"
 _q_found = f"""
@@ -24,13 +26,21 @@ _q_last = """
     SELECT greatest((SELECT journalled FROM deployment),
                     (SELECT entry FROM journal_outbox ORDER BY entry DESC LIMIT 1), 0)
 """
-_q_outbox = """
-    SELECT entry, kind, gone, fact FROM (
-        SELECT *, sum(octet_length(fact::text)) OVER (ORDER BY entry) - octet_length(fact::text) AS before
-        FROM (SELECT * FROM journal_outbox ORDER BY entry LIMIT %s) AS first
-    ) AS sized
-    WHERE before < %s ORDER BY entry
+_q_in_use = f"""
+    EXISTS (SELECT 1 FROM deployment WHERE deployment = %(deployment)s AND generation = %(generation)s
+                                       AND state = {DeploymentState.IN_USE.value})
 """
+_q_still = f"SELECT {_q_in_use}"
+_q_outbox = f"""
+    SELECT o.entry, o.kind, o.gone, o.fact, o.found FROM (SELECT {_q_in_use} AS fits) AS d
+    LEFT JOIN (
+        SELECT *, sum(octet_length(fact::text)) OVER (ORDER BY entry) - octet_length(fact::text) AS before,
+               count(*) OVER () AS found, row_number() OVER (ORDER BY entry) AS nth
+        FROM (SELECT * FROM journal_outbox ORDER BY entry LIMIT %(most)s + 1) AS first
+    ) AS o ON o.before < %(most_bytes)s AND o.nth <= %(most)s
+    WHERE d.fits ORDER BY o.entry
+"""
+"""No row at all: the database is not what the daemon joined."""
 _q_written = "DELETE FROM journal_outbox WHERE entry = ANY (%(numbers)b)"
 _q_reached = """
     UPDATE deployment SET segment = %(key)s, journalled = %(last)s WHERE journalled < %(last)s
@@ -69,12 +79,22 @@ def last_entry(connection: Connection) -> int:
 
 
 @one_statement
-def outbox(connection: Connection, most: int, most_bytes: int) -> list[Entry]:
+def outbox(connection: Connection, of: Deployment, most: int, most_bytes: int) -> Outbox:
     """See ``Journal.outbox``."""
-    return [Entry(*row) for row in connection.execute(_q_outbox, (most, most_bytes))]
+    rows = connection.execute(_q_outbox, {**_named(of), "most": most, "most_bytes": most_bytes}).fetchall()
+    if not rows:
+        raise DeploymentMismatch(_ANOTHER)
+    entries = [Entry(*row[:4]) for row in rows if row[0] is not None]
+    return Outbox(entries, bool(entries) and rows[0][4] > len(entries))
 
 
-def written_out(connection: Connection, numbers: Sequence[int], key: str) -> None:
+def written_out(connection: Connection, of: Deployment, numbers: Sequence[int], key: str) -> None:
     """See ``Journal.written_out``."""
+    if connection.execute(_q_still, _named(of)).fetchone() != (True,):  # nobody can make it another until the end
+        raise DeploymentMismatch(_ANOTHER)
     connection.execute(_q_written, {"numbers": Int8s(sorted(numbers))})
     connection.execute(_q_reached, {"key": key, "last": max(numbers)})
+
+
+def _named(of: Deployment) -> dict[str, object]:
+    return {"deployment": of.deployment, "generation": of.generation}

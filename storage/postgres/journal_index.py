@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 
-from storage.journal import Deployment, DeploymentState, Entry
+from storage.journal import Deployment, DeploymentState, Outbox
 from storage.postgres import journal
 from storage.postgres.database import Database
 
@@ -27,8 +27,8 @@ class PostgresJournal:
     async def last_entry(self) -> int:
         return await self.database.run(journal.last_entry)
 
-    async def outbox(self, most: int, most_bytes: int) -> list[Entry]:
-        return await self.database.run(journal.outbox, most, most_bytes)
+    async def outbox(self, of: Deployment, most: int, most_bytes: int) -> Outbox:
+        return await self.database.run(journal.outbox, of, most, most_bytes)
 
-    async def written_out(self, numbers: Sequence[int], key: str) -> None:
-        await self.database.run(journal.written_out, numbers, key)
+    async def written_out(self, of: Deployment, numbers: Sequence[int], key: str) -> None:
+        await self.database.run(journal.written_out, of, numbers, key)

@@ -1,8 +1,9 @@
 """Bodies of snapshots too large for one row: kept in parts under their hash, each part a transaction of its own.
 
-Written before the row that names them, and never changed. A push that dies in between leaves parts that nobody names;
-the next push of the same snapshot uses them. The row holds a mark in the body's stead, which no packed changes can be:
-they are msgpack, where its first byte is never used, or a zstd frame.
+Written before the row that names them, and changed only where they are damaged, by whoever brings the same body
+again. A push that dies in between leaves parts that nobody names; the next push of the same snapshot uses them. The
+row holds a mark in the body's stead, which no packed changes can be: they are msgpack, where its first byte is never
+used, or a zstd frame.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import replace
 
 import trio
 
-from storage.errors import ObjectDamaged
+from storage.errors import SnapshotDamaged
 from storage.history_rows import SnapshotRow
 from storage.postgres.database import Connection, Database, one_large_statement
 from storage.rows import SnapshotRef
@@ -25,7 +26,11 @@ APART_BYTES = 4 * 1024 * 1024
 PART_BYTES = 1024 * 1024
 _MARK = struct.Struct(">c32sQ")
 _FIRST = b"\xc1"
-_q_insert_part = "INSERT INTO large_bodies (body_id, part, content) VALUES (%b, %s, %b) ON CONFLICT DO NOTHING"
+_q_insert_part = """
+    INSERT INTO large_bodies (body_id, part, content) VALUES (%b, %s, %b)
+    ON CONFLICT (body_id, part) DO UPDATE SET content = excluded.content
+        WHERE large_bodies.content IS DISTINCT FROM excluded.content
+"""
 _q_part = "SELECT content FROM large_bodies WHERE body_id = %b AND part = %s"
 
 
@@ -40,23 +45,28 @@ async def put_apart(database: Database, refs: Sequence[SnapshotRef]) -> list[Sna
     """Write the parts of large bodies; gives what is to be recorded."""
     recorded = []
     for ref in refs:
-        delta, full = await _named(database, ref.row.delta), ref.row.full
-        if full is not None:
-            full = await _named(database, full)
-        is_apart = delta is not ref.row.delta or full is not ref.row.full
-        recorded.append(replace(ref, row=replace(ref.row, delta=delta, full=full)) if is_apart else ref)
+        row = await row_apart(database, ref.row)
+        recorded.append(ref if row is ref.row else replace(ref, row=row))
     return recorded
+
+
+async def row_apart(database: Database, row: SnapshotRow) -> SnapshotRow:
+    """Write the parts of a row's large bodies, also over damaged ones; gives the row as it is to be recorded."""
+    delta, full = await _named(database, row.delta), row.full
+    if full is not None:
+        full = await _named(database, full)
+    return row if delta is row.delta and full is row.full else replace(row, delta=delta, full=full)
 
 
 async def together(database: Database, row: SnapshotRow) -> SnapshotRow:
     """Give a recorded row with its bodies in it.
 
     Raises:
-        ObjectDamaged: parts are missing, or not what was written.
+        SnapshotDamaged: parts are missing, or not what was written.
     """
-    delta, full = await _body(database, row.delta), row.full
+    delta, full = await _body(database, row.snapshot_id, row.delta), row.full
     if full is not None:
-        full = await _body(database, full)
+        full = await _body(database, row.snapshot_id, full)
     return row if delta is row.delta and full is row.full else replace(row, delta=delta, full=full)
 
 
@@ -73,7 +83,7 @@ async def _named(database: Database, body: bytes) -> bytes:
     return _MARK.pack(_FIRST, body_id, len(body))
 
 
-async def _body(database: Database, stored: bytes) -> bytes:
+async def _body(database: Database, snapshot_id: bytes, stored: bytes) -> bytes:
     if stored[:1] != _FIRST or len(stored) != _MARK.size:
         return stored
     _, body_id, size = _MARK.unpack(stored)
@@ -83,7 +93,7 @@ async def _body(database: Database, stored: bytes) -> bytes:
         hasher.update(content)
         found.write(content)
     if found.tell() != size or hasher.digest() != body_id:
-        raise ObjectDamaged(f"a large body of a snapshot in the index is damaged: {body_id.hex()}")
+        raise SnapshotDamaged(snapshot_id, f"lacks parts of its large body {body_id.hex()}, or has damaged ones")
     return found.getvalue()
 
 

@@ -18,7 +18,8 @@ from storage.postgres.arrays import Byteas, Int8s
 from storage.postgres.database import Connection
 from storage.postgres.history import insert_history
 from storage.postgres.pushes import require_current
-from storage.reindex import Finding, Phase, Rebuilding, Step, StepKind
+from storage.postgres.reindex_facts import make_rows
+from storage.reindex import DamagedSegment, Finding, Phase, Rebuilding, Step, StepKind
 from storage.rows import PushRows, PushState, PushTicket
 from wire.ids import Scheme
 
@@ -30,7 +31,7 @@ TRUTH = (
 _BESIDE = (
     "secrets", "held_blobs", "upload_reservations", "jobs", "job_claims", "cron", "leases", "collect_suspects",
     "collect_marks", "collect_runs", "collect_reached", "content_cache", "prebuilt_packs", "insight_lines",
-    "file_last_commits", "scrub_findings",
+    "file_last_commits", "scrub_findings", "large_bodies",
 )  # fmt: skip
 """What is found out again, or was on its way."""
 _q_begun = "SELECT to_regclass('reindex_state') IS NOT NULL"
@@ -39,13 +40,14 @@ _q_begin = """
     CREATE TABLE reindex_state (deployment uuid NOT NULL, generation bigint NOT NULL, phase smallint NOT NULL);
     CREATE TABLE reindex_done (key text COLLATE "C" PRIMARY KEY);
     CREATE TABLE reindex_entries (
-        entry bigint PRIMARY KEY, kind text COLLATE "C" NOT NULL, gone boolean NOT NULL, fact json NOT NULL);
+        entry bigint PRIMARY KEY, kind text COLLATE "C" NOT NULL, gone boolean NOT NULL, fact json NOT NULL,
+        verdict json);
     CREATE INDEX reindex_steps ON reindex_entries (((fact ->> 'repo')::bigint), entry) WHERE kind IN ('push', 'swept');
     CREATE TABLE reindex_places (
         blob_id bytea NOT NULL, scheme text COLLATE "C" NOT NULL, size bigint NOT NULL, pack_id bytea,
         at bigint NOT NULL, objects bigint NOT NULL, PRIMARY KEY (blob_id, scheme));
     CREATE TABLE reindex_heads (commit_id bytea NOT NULL, pack_id bytea NOT NULL, PRIMARY KEY (commit_id, pack_id));
-    CREATE TABLE reindex_findings (push bigint PRIMARY KEY, detail text NOT NULL)
+    CREATE TABLE reindex_findings (key text COLLATE "C" PRIMARY KEY, push bigint, last bigint, detail text NOT NULL)
 """
 _q_note = "INSERT INTO reindex_state (deployment, generation, phase) VALUES (%s, %s, 0)"
 _q_found = f"""
@@ -55,8 +57,9 @@ _q_phase = "UPDATE reindex_state SET phase = %s"
 _q_done = "INSERT INTO reindex_done (key) SELECT unnest(%s::text[]) ON CONFLICT DO NOTHING"
 _q_is_done = "SELECT key FROM reindex_done WHERE key = ANY (%s::text[])"
 _q_entry = """
-    INSERT INTO reindex_entries (entry, kind, gone, fact) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING
+    INSERT INTO reindex_entries (entry, kind, gone, fact, verdict) VALUES (%s, %s, %s, %s, %s) ON CONFLICT DO NOTHING
 """
+"""A verdict stays beside the fact, as it is: it may quote what no operator on JSON can read."""
 _q_place = """
     INSERT INTO reindex_places (blob_id, scheme, size, pack_id, at, objects)
     SELECT new.id, %(scheme)s, new.size, %(pack)s, new.at, %(objects)s
@@ -71,61 +74,8 @@ _q_head = """
     INSERT INTO reindex_heads (commit_id, pack_id) SELECT new.id, %(pack)s FROM unnest(%(ids)b) AS new (id)
     ON CONFLICT DO NOTHING
 """
-
-
-def _last(kind: str, key: str) -> str:
-    """Give the entries that say what rows of a kind are now."""
-    return f"""(SELECT DISTINCT ON ({key}) entry, gone, fact FROM reindex_entries WHERE kind = '{kind}'
-                ORDER BY {key}, entry DESC)"""
-
-
-def _row(table: str, columns: str, source: str, *, rest: str = "") -> str:
-    """Give the statement that puts facts into a table, as rows of the table's own types."""
-    named = ", ".join(f"r.{column.strip()}" for column in columns.split(","))
-    return f"""
-        INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE
-        SELECT {named} FROM {source} AS l, json_populate_record(NULL::{table}, l.fact) AS r WHERE NOT l.gone {rest}
-    """
-
-
-_repo = "(fact ->> 'repo')"
-_q_facts = (
-    _row("identities", "handle, created_at", _last("identity", "(fact ->> 'handle')")),
-    _row(
-        "tokens", "token_id, handle, token_hash, scope, created_at, expires_at, revoked_at",
-        _last("token", "(fact ->> 'token_id')"),
-    ),
-    _row(
-        "repositories",
-        "repo, repo_id, owner, slug, visibility, scheme, default_branch, domain, settings, created_at, deleted_at",
-        _last("repository", _repo),
-    ),
-    _row("collaborators", 'repo, handle, "right"', _last("collaborator", f"{_repo}, (fact ->> 'handle')")),
-    _row(
-        "pushes",
-        "push, repo, push_id, handle, branch, attempt, state, verdict, lease_expires, created_at, finished_at, bytes, "
-        "record_pack",
-        _last("push", "(fact ->> 'push')"),
-    ),
-    f"UPDATE pushes SET state = {PushState.OPEN.value}, verdict = NULL, finished_at = NULL "
-    f"WHERE state = {PushState.ACCEPTED.value}",
-    _row("branch_log", "entry, repo, branch, old, new, handle, push, forced, at", _last("branch", "(fact ->> 'entry')"),
-         rest="AND (r.push IS NULL OR EXISTS (SELECT 1 FROM pushes p WHERE p.push = r.push))"),
-    _row("tags", "repo, tag, commit_id, record", _last("tag", f"{_repo}, (fact ->> 'tag')")),
-    _row("releases", "repo, release, record, created_at, retracted_at",
-         _last("release", f"{_repo}, (fact ->> 'release')")),
-    _row("owner_quotas", "owner, quota_bytes", _last("quota", "(fact ->> 'owner')")),
-    _row("repository_usage", "repo, bytes", _last("usage", _repo)),
-    """
-        INSERT INTO branches (repo, name, head, updated_at)
-        SELECT repo, branch, new, at
-        FROM (SELECT DISTINCT ON (repo, branch) repo, branch, new, at FROM branch_log ORDER BY repo, branch, entry DESC)
-             AS last
-        WHERE new IS NOT NULL
-    """,
-)  # fmt: skip
 _q_steps = f"""
-    SELECT e.entry, e.kind, e.fact, p.push, p.repo, p.push_id, p.attempt, p.handle, p.branch, r.scheme,
+    SELECT e.entry, e.kind, e.verdict, p.push, p.repo, p.push_id, p.attempt, p.handle, p.branch, r.scheme,
            coalesce(p.record_pack, (SELECT h.pack_id FROM branch_log b JOIN reindex_heads h ON h.commit_id = b.new
                                     WHERE b.push = p.push LIMIT 1))
     FROM reindex_entries e
@@ -161,18 +111,19 @@ _q_snapshots_there = """
     WHERE EXISTS (SELECT 1 FROM snapshots s WHERE s.snapshot_id = w.id OFFSET 0)
 """
 _q_accept = f"""
-    UPDATE pushes p SET state = {PushState.ACCEPTED.value}, verdict = r.verdict, finished_at = r.finished_at,
+    UPDATE pushes p SET state = {PushState.ACCEPTED.value}, verdict = e.verdict, finished_at = r.finished_at,
                         record_pack = coalesce(p.record_pack, %s)
     FROM reindex_entries e, json_populate_record(NULL::pushes, e.fact) AS r
     WHERE e.entry = %s AND p.push = r.push
 """
 _q_finding = """
-    INSERT INTO reindex_findings (push, detail) VALUES (%s, %s)
-    ON CONFLICT (push) DO UPDATE SET detail = excluded.detail
+    INSERT INTO reindex_findings (key, push, last, detail) VALUES (%s, %s, %s, %s)
+    ON CONFLICT (key) DO UPDATE SET detail = excluded.detail
 """
 _q_findings = """
-    SELECT p.push_id, r.owner || '/' || r.slug, f.detail FROM reindex_findings f JOIN pushes p USING (push)
-    JOIN repositories r USING (repo) WHERE r.deleted_at IS NULL ORDER BY f.push
+    SELECT p.push_id, coalesce(r.owner || '/' || r.slug, ''), f.detail FROM reindex_findings f
+    LEFT JOIN pushes p USING (push) LEFT JOIN repositories r USING (repo)
+    WHERE f.push IS NULL OR r.deleted_at IS NULL ORDER BY f.push NULLS FIRST, f.key
 """
 _q_lacking = """
     SELECT DISTINCT r.owner || '/' || r.slug, encode(f.blob_id, 'hex') FROM blob_refs f
@@ -183,13 +134,17 @@ _q_lacking = """
 """
 _SWEPT = {"blob_refs": "blob_id", "commit_refs": "commit_id", "snapshot_refs": "snapshot_id"}
 _q_sequences = (
-    "SELECT setval(pg_get_serial_sequence('repositories', 'repo'), greatest(1, (SELECT max(repo) FROM repositories)))",
-    "SELECT setval(pg_get_serial_sequence('pushes', 'push'), greatest(1, (SELECT max(push) FROM pushes)))",
+    "SELECT setval(pg_get_serial_sequence('repositories', 'repo'), greatest(1, (SELECT max(repo) FROM repositories), "
+    "(SELECT max((fact ->> 'repo')::bigint) FROM reindex_entries)))",
+    "SELECT setval(pg_get_serial_sequence('pushes', 'push'), greatest(1, (SELECT max(push) FROM pushes), "
+    "(SELECT max((fact ->> 'push')::bigint) FROM reindex_entries)))",
     "SELECT setval(pg_get_serial_sequence('branch_log', 'entry'), greatest(1, (SELECT max(entry) FROM branch_log)))",
     "SELECT setval(pg_get_serial_sequence('journal_outbox', 'entry'), "
-    "greatest(1, (SELECT max(entry) FROM reindex_entries)))",
+    "greatest(1, (SELECT max(entry) FROM reindex_entries), (SELECT max(last) FROM reindex_findings)))",
 )
-_q_last = "SELECT coalesce(max(entry), 0) FROM reindex_entries"
+_q_last = """
+    SELECT greatest((SELECT max(entry) FROM reindex_entries), (SELECT max(last) FROM reindex_findings), 0)
+"""
 _q_in_use = f"UPDATE deployment SET state = {DeploymentState.IN_USE.value}, journalled = %s"
 _q_drop = """
     DROP TABLE reindex_state, reindex_done, reindex_entries, reindex_places, reindex_heads, reindex_findings
@@ -229,11 +184,20 @@ def done(connection: Connection, keys: Sequence[str]) -> set[str]:
     return {row[0] for row in connection.execute(_q_is_done, (list(keys),))}
 
 
-def take_entries(connection: Connection, entries: Sequence[Entry], keys: Sequence[str]) -> None:
-    """Take entries of segments that were read."""
+def take_entries(
+    connection: Connection, entries: Sequence[Entry], keys: Sequence[str], damaged: Sequence[DamagedSegment]
+) -> None:
+    """Take entries of segments that were read, and note which segments cannot be."""
     with connection.cursor() as cursor:
-        cursor.executemany(_q_entry, [(e.number, e.kind, e.gone, Json(e.fact)) for e in entries])
+        cursor.executemany(_q_entry, [_entry_row(entry) for entry in entries])
+        cursor.executemany(_q_finding, [(one.key, None, one.last, one.detail) for one in damaged])
     connection.execute(_q_done, (list(keys),))
+
+
+def _entry_row(entry: Entry) -> tuple[object, ...]:
+    fact = dict(entry.fact)
+    verdict = fact.pop("verdict", None)
+    return entry.number, entry.kind, entry.gone, Json(fact), None if verdict is None else Json(verdict)
 
 
 def take_places(connection: Connection, scheme: Scheme, places: Sequence[Place], objects: int, key: str | None) -> None:
@@ -257,8 +221,7 @@ def take_heads(connection: Connection, pack_id: bytes, commit_ids: Sequence[byte
 
 def apply_facts(connection: Connection) -> None:
     """Make what facts say; accepted pushes stay open until what they brought is there."""
-    for statement in _q_facts:
-        connection.execute(statement.encode())
+    make_rows(connection)
     enter(connection, Phase.OBJECTS)
 
 
@@ -275,7 +238,16 @@ def repositories(connection: Connection) -> list[int]:
 
 def steps(connection: Connection, repo: int, after: int, most: int) -> list[Step]:
     """Give what is to be done again for a repository, in order."""
-    return [_step(row) for row in connection.execute(_q_steps, (repo, after, most))]
+    found: list[Step] = []
+    open_pushes: set[int] = set()
+    for row in connection.execute(_q_steps, (repo, after, most)):
+        step = _step(row)
+        if step.ticket is not None and step.ticket.number in open_pushes:
+            step = Step(step.entry, StepKind.DONE)
+        elif step.ticket is not None:
+            open_pushes.add(step.ticket.number)
+        found.append(step)
+    return found
 
 
 def count_steps(connection: Connection) -> int:
@@ -285,10 +257,10 @@ def count_steps(connection: Connection) -> int:
 
 
 def _step(row: tuple[Any, ...]) -> Step:
-    entry, kind, fact, push, repo, push_id, attempt, handle, branch, scheme, pack_id = row
+    entry, kind, verdict, push, repo, push_id, attempt, handle, branch, scheme, pack_id = row
     if kind == "swept" or push is None:
         return Step(entry, StepKind.SWEPT if kind == "swept" else StepKind.DONE)
-    head = (fact.get("verdict") or {}).get("head")
+    head = (verdict or {}).get("head")
     return Step(
         entry, StepKind.PUSH, PushTicket(push, repo, push_id, attempt), handle, branch,
         None if scheme is None else Scheme(scheme), None if pack_id is None else bytes(pack_id), head,
@@ -320,7 +292,7 @@ def accept(
         insert_history(connection, ticket, scheme, rows.snapshots, rows.commits)
     connection.execute(_q_accept, (pack_id, entry))
     if damage is not None:
-        connection.execute(_q_finding, (ticket.number, damage))
+        connection.execute(_q_finding, (f"push/{ticket.number}", ticket.number, None, damage))
     connection.execute(_q_done, ([f"entry/{entry}"],))
 
 
@@ -337,8 +309,10 @@ def sweep(connection: Connection, entry: int) -> None:
 
 def findings(connection: Connection) -> list[Finding]:
     """Give what did not come back."""
-    found = [Finding(repository, f"push {push_id}: {detail}") for push_id, repository, detail in
-             connection.execute(_q_findings)]  # fmt: skip
+    found = [
+        Finding(repository, detail if push_id is None else f"push {push_id}: {detail}")
+        for push_id, repository, detail in connection.execute(_q_findings)
+    ]
     found += [Finding(name, f"object {blob} is nowhere in the store") for name, blob in connection.execute(_q_lacking)]
     return found
 

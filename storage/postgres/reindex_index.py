@@ -17,7 +17,7 @@ from storage.layout import Place
 from storage.postgres import journal, reindex
 from storage.postgres.database import Connection
 from storage.postgres.index import PostgresIndex
-from storage.reindex import Finding, Phase, Rebuilding, Step
+from storage.reindex import DamagedSegment, Finding, Phase, Rebuilding, Step
 from storage.rows import BranchMove, MoveResult, Outcome, PushRows, PushTicket, Written
 from wire.ids import Scheme
 
@@ -86,9 +86,11 @@ class ReindexIndex(PostgresIndex):
         """Give those of some keys that were read."""
         return await self._run(reindex.done, keys)
 
-    async def take_entries(self, entries: Sequence[Entry], keys: Sequence[str]) -> None:
-        """Take entries of segments."""
-        await self._run(reindex.take_entries, entries, keys)
+    async def take_entries(
+        self, entries: Sequence[Entry], keys: Sequence[str], damaged: Sequence[DamagedSegment]
+    ) -> None:
+        """Take entries of segments, and note which segments cannot be read."""
+        await self._run(reindex.take_entries, entries, keys, damaged)
 
     async def take_places(self, scheme: Scheme, places: Sequence[Place], objects: int, key: str | None) -> None:
         """Take where blobs lie."""

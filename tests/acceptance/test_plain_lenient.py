@@ -6,15 +6,18 @@ Raw HTTP and msgpack, as the public 0.1.x client sends them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
 
 import pytest
 
+from storage.errors import IndexUnavailable
 from storage.job_rows import DEPLOYMENT
 from tests.acceptance.test_plain_client import TREES, bundle, call, fetched, history, push
 from tests.deployments import with_history
 from tests.handler_runs import run, services_of, waiting
 from tests.http_client import ask
+from tests.http_client import push as sent
 from tests.mpack_pushes import mpack_of
 from tests.muse import Push, blob_id, commit_id, last_frame, plain
 from tests.servers import Server
@@ -251,6 +254,98 @@ async def test_what_a_refused_push_has_left_is_not_mistaken_for_another_record(s
     assert (await push(server, other, force=True)).value["error"] == "bad_record_id"
     assert (await push(server, long, force=True)).value["remote_head"] == long.head
     check(await fetched(server, [long.head]), long)
+
+
+def before_recording(
+    server: Server, monkeypatch: pytest.MonkeyPatch, between: Callable[[], Awaitable[None]], failing: str = ""
+) -> None:
+    """Have something done when the next push has looked at everything, and before it records any commit or snapshot.
+
+    ``failing``: the operation after which, once, the index is gone.
+    """
+    kind, begun = type(server.services.index), []
+
+    def interposed(name: str, real: Callable) -> Callable:
+        async def operation(*arguments: object, **named: object) -> object:
+            if not begun:
+                begun.append(name)
+                await between()
+                given = await real(*arguments, **named)
+                if name == failing:
+                    raise IndexUnavailable("the connection was lost")
+                return given
+            return await real(*arguments, **named)
+
+        return operation
+
+    for name in ("record_snapshots", "record_commits", "finish_push"):
+        monkeypatch.setattr(kind, name, interposed(name, getattr(kind, name)))
+
+
+def contesting(what: str) -> tuple[Push, Push]:
+    """Two histories that have one id in common, and something else under it; of the one it is in the first batch."""
+    one = renamed(history(*({"f": b"one %d" % n} for n in range(102)), message="one"))
+    other = renamed(history({"f": b"other"}, message="other"))
+    if what == "commit":
+        other.commits[0].update(commit_id=one.commits[0]["commit_id"])
+    else:
+        other.snapshots[0]["snapshot_id"] = other.commits[0]["snapshot_id"] = one.snapshots[0]["snapshot_id"]
+    return one, other
+
+
+@pytest.mark.parametrize(
+    ("what", "way", "branch", "said"),
+    [
+        ("snapshot", by_stream, "main", "non_fast_forward"),
+        ("snapshot", by_mpack, "one", None),
+        ("commit", by_push, "main", "non_fast_forward"),
+        ("commit", by_stream, "one", None),
+    ],
+)
+async def test_what_another_push_records_meanwhile_is_not_taken_for_ones_own(
+    server: Server, monkeypatch: pytest.MonkeyPatch, what: str, way, branch: str, said: str | None
+):
+    """Neither if that one was accepted nor if it was not: who is accepted has its own content in every clone (R2)."""
+    await server.make_repository(verify="plain-lenient")
+    first = renamed(history(TREES[0], message="first"))
+    assert (await push(server, first)).status == 200
+    one, other = contesting(what)
+    one.branch = branch
+    other.commits[0].update(parent_commit_id=first.head)
+    answers = []
+
+    async def meanwhile() -> None:
+        answers.append(await by_stream(server, one))
+
+    before_recording(server, monkeypatch, meanwhile)
+    refused = await way(server, other)
+    assert [answer.get("error") for answer in answers] == [said]
+    contested = one.commits[0]["commit_id"] if what == "commit" else one.snapshots[0]["snapshot_id"]
+    assert (refused.get("error"), refused.get("id")) == ("bad_record_id", contested), refused
+    heads = {"main": first.head} | ({} if said else {"one": one.head})
+    assert (await call(server, "refs", method="GET")).value["branch_heads"] == heads
+    if said is None:
+        check(await fetched(server, [one.head]), one)
+
+
+async def test_what_an_attempt_recorded_is_looked_at_by_the_next(server: Server, monkeypatch: pytest.MonkeyPatch):
+    """An attempt that recorded another push's snapshot as its own, and ended before it saw, is no way around (R2)."""
+    await server.make_repository(verify="plain-lenient")
+    first = renamed(history(TREES[0], message="first"))
+    assert (await push(server, first)).status == 200
+    one, other = contesting("snapshot")
+    other.commits[0].update(parent_commit_id=first.head)
+
+    async def meanwhile() -> None:
+        assert (await by_stream(server, one))["error"] == "non_fast_forward"
+
+    before_recording(server, monkeypatch, meanwhile, "record_snapshots")
+    frames = other.frames(push_id=str(uuid.UUID(int=1)))
+    lost = await sent(server, frames)
+    assert (lost["type"], lost["retryable"]) == ("X", True), lost
+    refused = await sent(server, frames)
+    assert refused["error"] == "bad_record_id", refused
+    assert (await call(server, "refs", method="GET")).value["branch_heads"] == {"main": first.head}
 
 
 async def test_the_work_behind_pushes_takes_such_ids(server: Server):

@@ -184,6 +184,8 @@ async def test_moves_of_branches_are_given_page_by_page_deleted_branches_include
 async def test_a_snapshot_is_mended_if_it_is_what_it_was_believed_to_be(bench: Bench) -> None:
     await history(bench)
     (wrong,) = await bench.index.snapshot_chain(TYPED, name("s1"))
+    assert await bench.index.stored_snapshot(TYPED, name("s1")) == wrong
+    assert await bench.index.stored_snapshot(TYPED, name("s50")) is None
     right = SnapshotRow(name("s1"), None, 0, b"right", None)
     assert await bench.index.mend_snapshot(TYPED, replace(wrong, delta=b"another"), right) is False
     assert await bench.index.snapshot_chain(TYPED, name("s1")) == [wrong]

@@ -17,17 +17,19 @@ from actors.journal.writing import JournalOffice, JournalWriter
 from actors.reindex.records import find_record
 from storage.environment import SeededEnvironment, SystemEnvironment
 from storage.errors import DeploymentMismatch, ObjectMissing, StoreUnavailable
-from storage.journal import SEGMENT_ENTRIES, Entry, read_segment
+from storage.journal import SEGMENT_ENTRIES, Deployment, Entry, read_segment
 from storage.layout import epoch_key, parse_journal_key
 from storage.object_store import ObjectStore
 from storage.objects.filesystem import FilesystemStore
 from storage.objects.memory import MemoryStore
 from storage.postgres.database import DatabaseSettings
 from storage.postgres.index import PostgresIndex
+from storage.rows import NewRepository, Visibility
 from tests.deployments import deployed, two_commits
 from tests.growing import WAYS, push_ids
 from tests.http_client import ask, push
 from tests.muse import Push, blob_id, make_commit, make_snapshot, plain
+from tests.reindexing import emptied, rebuild, waiting
 from tests.servers import Server, museworkd, serving
 from wire.canonical import parse_canonical
 from wire.ids import Kind, Scheme, parse_id
@@ -52,13 +54,6 @@ async def entries(store: ObjectStore) -> dict[int, Entry]:
         for entry in read_segment(key, content, epoch.deployment):
             assert found.setdefault(entry.number, entry) == entry
     return dict(sorted(found.items()))
-
-
-async def emptied(index: PostgresIndex) -> None:
-    """The outbox forgets what is written out."""
-    with trio.fail_after(30):
-        while await index.outbox(1, 1):
-            await wait_all_tasks_blocked(0.05)
 
 
 @pytest.fixture
@@ -136,10 +131,13 @@ async def test_a_push_does_not_wait_for_a_store_that_takes_no_entries(postgres_i
         await server.make_repository()
         await server.services.push.journal.settle()
         store.refusing = True
+        frames = two_commits().frames()
         with trio.fail_after(10):
-            assert (await push(server, two_commits().frames()))["type"] == "R"
-        assert {e.kind for e in await postgres_index.outbox(100, 10**6)} >= {"push", "branch"}
+            assert (await push(server, frames))["type"] == "R"
+        assert {e.kind for e in await waiting(postgres_index)} >= {"push", "branch"}
         store.refusing = False
+        assert (await push(server, frames))["type"] == "R"  # who asks again waits again
+        assert {"push", "branch"} <= {entry.kind for entry in (await entries(store)).values()}
         await emptied(postgres_index)
     assert {"push", "branch"} <= {entry.kind for entry in (await entries(store)).values()}
 
@@ -180,7 +178,7 @@ async def test_many_facts_go_in_several_segments_and_two_writers_do_no_harm(post
     async with trio.open_nursery() as nursery:
         for office in offices:
             nursery.start_soon(office.write_out)
-    assert await postgres_index.outbox(1, 1) == []
+    assert await waiting(postgres_index) == []
     found = await entries(store)
     assert sorted(e.fact["quota_bytes"] for e in found.values()) == list(range(SEGMENT_ENTRIES + 10))
     assert await postgres_index.last_entry() == max(found)
@@ -338,8 +336,8 @@ async def test_a_store_cut_while_entries_are_written_out_is_no_older_database(da
     async with PostgresIndex(DatabaseSettings(database_url)) as index:
         await index.set_quota("alice", 1)
 
-        async def dies(numbers: list[int], key: str) -> None:
-            raise StoreUnavailable(f"{len(numbers)} {key}")
+        async def dies(of: Deployment, numbers: list[int], key: str) -> None:
+            raise StoreUnavailable(f"{of.generation} {len(numbers)} {key}")
 
         office = JournalOffice(index, store, environment)
         index.written_out = dies  # type: ignore[method-assign]
@@ -369,3 +367,62 @@ async def test_a_daemon_beside_another_deployments_store_does_not_start(database
         )
     )
     assert "museworkd reindex" in done.stderr
+
+
+async def test_who_waits_is_let_go_when_all_is_in_the_store(postgres_index: PostgresIndex):
+    """However little of it fits in a segment: refusals that quote other letters are longer where they wait."""
+    store, environment = MemoryStore(), SystemEnvironment()
+    new = NewRepository(environment.uuid(), "ada", "x", Visibility.PRIVATE, "main", "code", environment.now())
+    number = (await postgres_index.create_repository(new)).number
+    for _ in range(300):
+        ticket = await postgres_index.begin_push(number, environment.uuid(), "ada", "main", environment.now(), 100)
+        await postgres_index.refuse_push(ticket, {"error": "x", "missing": ["é" * 200] * 5}, environment.now())
+    await postgres_index.set_quota("ada", 12345)
+    office = JournalOffice(postgres_index, store, environment)
+    settled, found = [], []
+
+    async def wait() -> None:
+        settled.append(await office.settle())
+        found.extend(entry.kind for entry in (await entries(store)).values())
+
+    office.wake = lambda: None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        await office.write_out()
+    assert settled == [True]
+    assert found.count("push") == 300
+    assert found[-1] == "quota"
+
+
+async def test_a_daemon_that_goes_on_after_its_database_was_made_anew_writes_nothing(
+    database_url: str, tmp_path: Path, logs: list, expected_errors: list
+):
+    """Neither while it is made anew nor after; it says so, and what it decided waits for the next daemon."""
+    store = await FilesystemStore.open(tmp_path / "store")
+    async with PostgresIndex(DatabaseSettings(database_url)) as index:
+        async with serving(index, store, tmp_path) as server:
+            await server.make_repository()
+            assert (await push(server, two_commits().frames()))["type"] == "R"
+            await emptied(index)
+            before = await index.deployment(None)
+            await rebuild(database_url, store, tmp_path / "spool", replace_all=True)
+            written = set(await entries(store))
+            await index.set_quota("alice", 1)
+            with trio.fail_after(20):
+                while not any(e["event"].startswith("nothing is written out by this") for e in logs):
+                    await wait_all_tasks_blocked(0.05)
+            assert not await server.services.push.journal.settle()
+            assert set(await entries(store)) == written
+            assert [entry.kind for entry in await waiting(index)] == ["quota"]
+            with pytest.raises(DeploymentMismatch, match="restart"):
+                await index.written_out(before, [entry.number for entry in await waiting(index)], "of another life")
+            assert [entry.kind for entry in await waiting(index)] == ["quota"]
+        expected_errors += [e for e in logs if e["event"].startswith("nothing is written out by this")]
+        await JournalOffice(index, store, SystemEnvironment()).write_out()
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            now = await index.deployment(None)
+            connection.execute("UPDATE deployment SET state = 2")
+            with pytest.raises(DeploymentMismatch, match="restart"):
+                await index.outbox(now, 1, 1)
+    assert "quota" in {entry.kind for entry in (await entries(store)).values()}

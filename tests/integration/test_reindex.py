@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.resources
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
-from trio.testing import wait_all_tasks_blocked
 
 from actors.journal.joining import join
 from actors.journal.writing import JournalOffice
@@ -23,6 +23,7 @@ from storage.objects.filesystem import FilesystemStore
 from storage.postgres.database import Database, DatabaseSettings
 from storage.postgres.embedded import EmbeddedPostgres
 from storage.postgres.index import PostgresIndex
+from storage.postgres.reindex import _BESIDE, TRUTH, begin
 from tests.clones import clone
 from tests.conftest import _database
 from tests.deployments import two_commits
@@ -30,7 +31,7 @@ from tests.growing import WAYS, Growing, another_repository
 from tests.handler_runs import promoted
 from tests.http_client import push
 from tests.muse import Push
-from tests.reindexing import World, rebuild, truth
+from tests.reindexing import World, emptied, rebuild, truth
 from tests.servers import Server, museworkd, serving
 from wire.ids import Scheme
 
@@ -56,8 +57,7 @@ async def test_what_was_decided_comes_back_after_a_long_life(
             world = World(server, environment, seed)
             await world.live(OPERATIONS)
             await server.services.push.journal.settle()
-        while await index.outbox(1, 1):
-            await wait_all_tasks_blocked(0.05)
+        await emptied(index)
     lost = await truth(database_url)
     report = await rebuild(another_database, store, tmp_path / "spool")
     assert report.damaged == []
@@ -190,6 +190,18 @@ async def test_a_rebuilt_deployment_can_be_rebuilt_again(database_url: str, anot
         assert found[table] == rows, table
 
 
+def test_whoever_begins_anew_leaves_no_table_as_it_was(database_url: str):
+    """But for the migrations, and which types of jobs the operator has paused."""
+    with psycopg.connect(database_url) as connection:
+        listed = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = current_schema()").fetchall()
+        tables = {name for (name,) in listed} - {"schema_migrations", "job_types"}
+        filled = connection.execute("INSERT INTO large_bodies VALUES (%s, 0, '')", [bytes(32)])
+        assert filled.rowcount == 1
+        begin(connection, uuid.uuid4(), 1, replace=True)
+        assert connection.execute("SELECT count(*) FROM large_bodies").fetchone() == (0,)
+    assert tables == {*TRUTH, *_BESIDE}
+
+
 async def test_what_was_decided_before_there_was_a_journal_comes_back(
     database_url: str, another_database: str, tmp_path: Path
 ):
@@ -240,3 +252,110 @@ async def test_what_the_store_has_lost_is_told(database_url: str, another_databa
     assert "history: " in done.stderr
     async with PostgresIndex(DatabaseSettings(another_database)) as index, serving(index, store, tmp_path) as server:
         await clone(server, heads["by-presigned"], repository="alice/by-presigned")
+
+
+async def test_verdicts_come_back_whatever_they_quote(database_url: str, another_database: str, tmp_path: Path):
+    """A refused push's path may hold what no operator on JSON can read; of one with several entries the order stays."""
+    store, environment = await FilesystemStore.open(tmp_path / "store"), SeededEnvironment(3)
+    quoted = {"error": "unsafe_path", "detail": "ü \ud800", "path": "a\0b"}
+    async with (
+        PostgresIndex(DatabaseSettings(database_url), environment) as index,
+        serving(index, store, tmp_path, environment) as server,
+    ):
+        number = (await server.make_repository()).number
+        history = two_commits()
+        assert (await push(server, history.frames()))["type"] == "R"
+        refused = await index.begin_push(number, environment.uuid(), "alice", "main", environment.now(), 100)
+        await index.refuse_push(refused, quoted, environment.now())
+        with psycopg.connect(database_url) as connection:
+            accepted, told = connection.execute("SELECT push_id, verdict FROM pushes WHERE state = 1").fetchone()
+            connection.execute("CREATE TEMPORARY TABLE before AS SELECT push, record_pack FROM pushes")
+            connection.execute("UPDATE pushes SET record_pack = NULL WHERE state = 1")
+            connection.execute("UPDATE pushes p SET record_pack = b.record_pack FROM before b WHERE b.push = p.push")
+        await emptied(index)
+    assert (await rebuild(another_database, store, tmp_path / "spool")).damaged == []
+    async with PostgresIndex(DatabaseSettings(another_database)) as index:
+        assert (await index.find_push(number, refused.push_id)).verdict == quoted
+        assert (await index.find_push(number, accepted)).verdict == told
+        assert list(await index.branch_heads(number)) == ["main"]
+
+
+DAMAGES = ["flipped", "cut", "gone"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("kind", ["repository", "push", "identity"])
+async def test_a_damaged_segment_is_told_and_the_rest_comes_back(
+    database_url: str, another_database: str, tmp_path: Path, kind: str, damage: str, logs: list, expected_errors: list
+):
+    """Whatever facts it had, and also when it was the last; a repository it says nothing of is whole."""
+    store = await FilesystemStore.open(tmp_path / "store")
+    async with PostgresIndex(DatabaseSettings(database_url)) as index:
+        async with serving(index, store, tmp_path) as server:
+            branches = {slug: Growing(slug) for slug in ("x", "y")}
+            for slug, branch in branches.items():
+                await server.make_repository(slug=slug)
+                for _ in range(3):
+                    await branch.push(server, WAYS["stream"])
+                    await server.services.push.journal.settle()
+            await emptied(index)
+        last = await index.last_entry()
+    files = sorted((tmp_path / "store").rglob("journal/**/*.json"))
+    hit = [file for file in files if f'"kind":"{kind}"' in file.read_text()]
+    match kind:
+        case "repository":  # whatever says what it is
+            hit = [file for file in hit if '"slug":"x"' in file.read_text()]
+        case "push":
+            hit = hit[1:2]
+        case "identity":
+            hit = hit[:1]
+    assert hit
+    assert files[-1] not in hit
+    for file in hit:
+        content = file.read_bytes()
+        file.chmod(0o644)
+        match damage:
+            case "flipped":
+                file.write_bytes(content[:40] + bytes([content[40] ^ 1]) + content[41:])
+            case "cut":
+                file.write_bytes(content[: len(content) // 2])
+            case "gone":
+                file.unlink()
+    report = await rebuild(another_database, store, tmp_path / "spool")
+    told = " ".join(finding.detail for finding in report.damaged)
+    expected_errors += [entry for entry in logs if entry["event"] == "a push does not come back"]
+    assert all((file.name in told) == (damage != "gone") for file in hit), told
+    if kind == "repository":
+        assert "repository number 1" in told
+    if kind == "push":
+        assert "moves of branch main before" in told
+    async with PostgresIndex(DatabaseSettings(another_database)) as index:
+        assert await index.last_entry() == last
+        await can_be_cloned(another_database, store, tmp_path, {"y": branches["y"].head})
+
+
+async def test_nothing_new_gets_the_number_of_an_entry_that_cannot_be_read(
+    database_url: str, another_database: str, tmp_path: Path
+):
+    """The last segment is damaged: when its copy is found again, it still says what it said."""
+    store = await FilesystemStore.open(tmp_path / "store")
+    await small_life(database_url, store, tmp_path)
+    async with PostgresIndex(DatabaseSettings(database_url)) as index:
+        await index.set_quota("late", 7)
+        await JournalOffice(index, store, SeededEnvironment(1)).write_out()
+        last = await index.last_entry()
+    file = max((tmp_path / "store").rglob("journal/**/*.json"))
+    content = file.read_bytes()
+    assert b"late" in content
+    file.chmod(0o644)
+    file.write_bytes(b"")
+    assert file.name in " ".join(f.detail for f in (await rebuild(another_database, store, tmp_path / "spool")).damaged)
+    async with PostgresIndex(DatabaseSettings(another_database)) as index:
+        await index.set_quota("new", 8)
+        await JournalOffice(index, store, SeededEnvironment(1)).write_out()
+        assert await index.last_entry() > last
+    file.write_bytes(content)
+    assert (await rebuild(database_url, store, tmp_path / "spool", replace_all=True)).damaged == []
+    with psycopg.connect(database_url) as connection:
+        quotas = connection.execute("SELECT owner, quota_bytes FROM owner_quotas").fetchall()
+        assert dict(quotas) == {"late": 7, "new": 8}

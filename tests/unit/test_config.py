@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from actors.heartbeat import LEASE_S
 from museworkd.config import Config, ConfigError, load
 from storage.objects.durability import Durability
 
@@ -86,6 +87,14 @@ def test_other_programs_variables_and_the_clients_token_are_left_alone() -> None
 def test_a_value_that_makes_no_sense_is_an_error_that_names_the_key(key: str, value: str) -> None:
     with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
         load(None, {}, {key: value})
+
+
+def test_a_statement_ends_well_before_the_lease_of_its_push() -> None:
+    """Otherwise what a push waits for outlives its claim to the rows."""
+    assert load(None, {}, {"database.statement_timeout_s": "120"})[0].database.statement_timeout_s < LEASE_S / 2
+    for value in ("120.5", "300", "inf", "nan"):
+        with pytest.raises(ConfigError, match=r"database\.statement_timeout_s"):
+            load(None, {}, {"database.statement_timeout_s": value})
 
 
 def test_a_file_that_is_named_must_exist_and_be_toml(file, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from storage.environment import SystemEnvironment
 from storage.index import Index
@@ -38,7 +39,7 @@ async def eventually(look: Callable[[], object]) -> None:
     """Wait until something can be seen."""
     with trio.fail_after(LIMIT_S):
         while not look():
-            await trio.sleep(0.02)
+            await wait_all_tasks_blocked(0.02)
 
 
 async def ended(index: Index, number: int) -> Job:
@@ -48,7 +49,7 @@ async def ended(index: Index, number: int) -> Job:
             assert job is not None
             if job.state in _ENDED:
                 return job
-            await trio.sleep(0.03)
+            await wait_all_tasks_blocked(0.03)
 
 
 async def enqueue(index: Index, events: Events, type_: str = "test.slow", repo: int = 0, **payload: object) -> int:

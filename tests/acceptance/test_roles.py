@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from storage.environment import SystemEnvironment
 from storage.job_rows import JobState, NewJob
@@ -38,7 +39,7 @@ async def test_a_role_says_who_answers_clients_and_who_does_jobs(
         if works:
             with trio.fail_after(60):
                 while not events.all("begun"):
-                    await trio.sleep(0.02)
+                    await wait_all_tasks_blocked(0.02)
         running.end()
     job = await postgres_index.find_job(number)
     assert job is not None

@@ -9,7 +9,7 @@ from dataclasses import replace
 import psycopg
 import pytest
 import trio
-from trio.testing import assert_checkpoints
+from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 from storage.index import Index
 from storage.job_rows import JOBS_CHANNEL, LISTED_JOBS, PAYLOAD_MEMBERS, WHOLE, Job, JobFilter, JobState, NewJob
@@ -79,7 +79,7 @@ async def test_who_claims_is_woken_for_what_may_run_now_and_not_for_what_waits(
     await bench.index.notify(JOBS_CHANNEL, "the end")
     with trio.fail_after(10):
         while "the end" not in wakings:
-            await trio.sleep(0.02)
+            await wait_all_tasks_blocked(0.02)
     assert wakings == ["", "", "the end"]
 
 

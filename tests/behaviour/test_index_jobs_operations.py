@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
 from trio.testing import assert_checkpoints
 
-from storage.index import Index
 from storage.job_rows import (
     DEPLOYMENT,
     JOBS_CHANNEL,
@@ -20,9 +19,10 @@ from storage.job_rows import (
     NewJob,
 )
 from tests.behaviour.test_index import emptied_url, index, tables, url
+from tests.behaviour.test_index_jobs import wakings
 from tests.behaviour.test_index_jobs_claims import GC, NOW, PACKS, SCRUB, Desk, after, desk
 
-__all__ = ["desk", "emptied_url", "index", "tables", "url"]
+__all__ = ["desk", "emptied_url", "index", "tables", "url", "wakings"]
 
 PENDING, RUNNING, DONE, FAILED, CANCELLED = JobState
 
@@ -298,21 +298,6 @@ async def test_daemons_that_ask_at_once_enqueue_once(desk: Desk) -> None:
 
 
 # ---- waking
-
-
-@pytest.fixture
-async def wakings(index: Index) -> AsyncIterator[list[str]]:
-    """What a claimer hears."""
-    heard: list[str] = []
-    async with index.listen(JOBS_CHANNEL) as listener, trio.open_nursery() as nursery:
-
-        async def listen() -> None:
-            async for payload in listener:
-                heard.append(payload)  # noqa: PERF401 - one by one
-
-        nursery.start_soon(listen)
-        yield heard
-        nursery.cancel_scope.cancel()
 
 
 async def test_who_claims_is_woken_by_everything_that_lets_a_job_run_or_takes_one_away(
